@@ -1,0 +1,31 @@
+"""Test set-up: four virtual CPU devices, a shared compilation cache, and shapes checked on every call into the zoo."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook(["zoo", "pallas_kernels"], "beartype.beartype")
+
+
+@pytest.fixture
+def as_users_see_it():
+    """Switches the shape hook off, so that a test of an error message meets the message that users meet."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def float64():
+    """Runs a test with 64-bit floats enabled."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,20 @@
+"""Sequence mixers: [batch, time, dim] -> [batch, time, dim], one file per architecture.
+
+The contract, which the laws in tests/laws check for every registered mixer:
+
+* a Flax Linen module whose dataclass fields are its whole, JSON-able configuration; the first field is ``dim``, and
+  ``dtype`` ("float32" or "bfloat16") is the compute dtype;
+* ``__call__(x, state=None, *, reset=None) -> (y, state)``. ``x`` [B, T, dim]; ``state`` is what an earlier call
+  returned, or None for the start; ``reset`` [B, T] bool marks the first token of a new document: nothing from before it
+  reaches it or later tokens;
+* ``initial_state(batch_size, dtype=None)``: a ``flax.struct.dataclass`` of fixed shapes; ``dtype`` is the storage dtype
+  of caches (default: the compute dtype), recurrent states are always at least float32;
+* class attributes ``causal`` and ``paper``. A mixer with ``causal = False`` keeps no state: it returns None, and
+  refuses a state with ValueError;
+* the mathematics is a pure function in the same file, ``name(params, x, state, ...) -> (y, state)``; the module only
+  declares parameters and calls it.
+"""
+
+from zoo.mixers.lru import LRU, LRUState, lru
+
+__all__ = ["LRU", "LRUState", "lru"]

@@ -1,0 +1,123 @@
+"""Language model: embedding, a stack of mixers, softmax over the vocabulary.
+
+Whole sequences, prefill and decoding are one call: ``logits, state = model.apply(params, tokens, state)``.
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from zoo.checks import check_choice, check_positive, check_reset, check_state, check_tokens
+from zoo.layers.positions import sinusoidal_positions
+from zoo.models.stack import Spec, Stack
+from zoo.registry import register
+
+POSITIONS = ("none", "sinusoidal", "learned")
+
+
+@struct.dataclass
+class LanguageModelState:
+    """Carried state: ``layers`` (as ``Stack.initial_state``), ``position`` [B] int32, tokens since the document began."""
+
+    layers: Any
+    position: Int[Array, " B"]
+
+
+@register("language_model", kind="model", variants={"default": {"vocab_size": 16, "dim": 8}})
+class LanguageModel(nn.Module):
+    """Language model over any pattern of mixers.
+
+    Attributes:
+      vocab_size: number V of tokens.
+      dim: width D.
+      pattern, depth, mlp, mlp_dim, norm, norm_position, final_norm, dropout, remat: see ``zoo.models.Stack``.
+      positions: "none", "sinusoidal" or "learned" position signal added to the embeddings (mixers that know order by
+        themselves need none); positions count from the start of the document.
+      max_positions: size of the learned table; later positions reuse its last row.
+      tie_embeddings: output matrix = embedding matrix transposed.
+      dtype: compute dtype; logits are float32.
+    """
+
+    vocab_size: int
+    dim: int
+    pattern: tuple[Spec, ...] = ("lru",)
+    depth: int | None = None
+    mlp: str = "swiglu"
+    mlp_dim: int | None = None
+    norm: str = "rms"
+    norm_position: str = "pre"
+    final_norm: bool = True
+    dropout: float = 0.0
+    remat: bool = False
+    positions: str = "none"
+    max_positions: int = 1024
+    tie_embeddings: bool = False
+    dtype: str = "float32"
+
+    causal: ClassVar[bool] = True
+    paper: ClassVar[str] = "Mikolov et al. 2010, Recurrent neural network based language model"
+
+    def stack(self, name: str | None = None) -> Stack:
+        """The stack of this model, as a module of its own."""
+        fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_position", "final_norm", "dropout",
+                  "remat", "dtype")  # fmt: skip
+        return Stack(**{f: getattr(self, f) for f in fields}, name=name)
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        state: LanguageModelState | None = None,
+        *,
+        reset: Bool[Array, "B T"] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B T V"], LanguageModelState]:
+        """Returns (logits [B, T, V] float32 for the next token, state after the last token).
+
+        ``reset`` marks the first token of a document inside a row. Tokens outside [0, V) are not checked.
+        """
+        check_tokens("tokens", tokens)
+        check_reset(reset, tokens.shape)
+        check_positive("vocab_size", self.vocab_size)
+        check_choice("positions", self.positions, POSITIONS)
+        if state is not None:
+            check_state(state, jax.eval_shape(lambda: self.initial_state(tokens.shape[0])))
+        embedding = self.param("embedding", nn.initializers.normal(self.dim**-0.5), (self.vocab_size, self.dim))
+        x = (embedding[tokens] * self.dim**0.5).astype(self.dtype)
+        start = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state.position
+        position = count_positions(start, tokens.shape[1], reset)
+        if self.positions == "sinusoidal":
+            x = x + sinusoidal_positions(position, self.dim).astype(x.dtype)
+        elif self.positions == "learned":
+            table = self.param("positions", nn.initializers.normal(1.0), (self.max_positions, self.dim))
+            x = x + table[jnp.minimum(position, self.max_positions - 1)].astype(x.dtype)
+        stack = self.stack("stack")
+        if not stack.causal:
+            raise ValueError("a language model needs causal mixers, but the pattern has one that sees the future")
+        x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
+        x, layers = stack(x, None if state is None else state.layers, reset=reset, deterministic=deterministic)
+        if self.tie_embeddings:
+            logits = x @ embedding.T.astype(x.dtype)
+        else:
+            logits = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, name="output")(x)
+        return logits.astype(jnp.float32), LanguageModelState(layers, position[:, -1] + 1)
+
+    def initial_state(self, batch_size: int, dtype: str | None = None) -> LanguageModelState:
+        """State before the first token; ``dtype`` is the storage dtype of caches."""
+        return LanguageModelState(self.stack().initial_state(batch_size, dtype), jnp.zeros(batch_size, jnp.int32))
+
+
+def count_positions(
+    start: Int[Array, " B"], time: int, reset: Bool[Array, "B T"] | None = None
+) -> Int[Array, "B T"]:
+    """Position of every token in its document: ``start``, start + 1, ..., and again from 0 at each reset."""
+    steps = jnp.arange(time, dtype=jnp.int32)
+    position = start[:, None] + steps
+    if reset is None:
+        return position
+    latest = jax.lax.cummax(jnp.where(reset, steps, -1), axis=1)
+    return jnp.where(latest >= 0, steps - latest, position)

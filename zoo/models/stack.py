@@ -1,0 +1,232 @@
+"""A stack of residual blocks made from a pattern of mixers; repeated blocks are scanned over.
+
+A pattern such as ``("s5", "s5", "s5", "attention")`` with depth 24 is six repetitions of a unit of four layers. The unit
+is traced once and scanned six times with ``nn.scan`` (parameters stacked on axis 0), and equal neighbours inside the
+unit are scanned as well, so compile time does not grow with depth.
+"""
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from zoo.checks import check_choice, check_divides, check_positive
+from zoo.layers.attention import grouped_attention
+from zoo.layers.mlp import MLP, MLPS
+from zoo.layers.norms import NORMS, make_norm
+from zoo.registry import resolve
+
+Spec = str | Mapping[str, Any]
+
+
+class Block(nn.Module):
+    """Mixer, then MLP, each with norm and residual.
+
+    pre:  x + mixer(norm(x)), then x + mlp(norm(x)).
+    post: norm(x + mixer(x)), then norm(x + mlp(x)).
+
+    Attributes:
+      mixer: registered name, or mapping with "name" and options.
+      dim: width D.
+      mlp: "swiglu", "gelu", "relu" or "none" (no second half).
+      mlp_dim: inner width of the MLP, None for its default.
+      norm: "rms", "layer" or "none".
+      norm_position: "pre" or "post".
+      cross_heads: heads of an attention over ``memory`` between mixer and MLP; 0 for none.
+      dropout: rate on every residual branch (needs an rng "dropout" when not deterministic).
+      dtype: compute dtype, handed to the mixer unless its options say otherwise.
+    """
+
+    mixer: Spec
+    dim: int
+    mlp: str = "swiglu"
+    mlp_dim: int | None = None
+    norm: str = "rms"
+    norm_position: str = "pre"
+    cross_heads: int = 0
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        state: Any = None,
+        reset: Bool[Array, "B T"] | None = None,
+        memory: Float[Array, "B S D"] | None = None,
+        memory_mask: Bool[Array, "B S"] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        check_choice("norm_position", self.norm_position, ("pre", "post"))
+        pre = self.norm_position == "pre"
+
+        def residual(x, branch, norm_name):
+            norm = make_norm(self.norm, name=norm_name if self.norm != "none" else None)
+            out, extra = branch(norm(x) if pre else x)
+            x = x + nn.Dropout(self.dropout, deterministic=deterministic)(out).astype(x.dtype)
+            return (x if pre else norm(x)), extra
+
+        mixer = make_mixer(self.mixer, self.dim, self.dtype, name="mixer")
+        x, state = residual(x, lambda h: mixer(h, state, reset=reset), "mixer_norm")
+        if self.cross_heads:
+            cross = CrossAttention(self.dim, self.cross_heads, self.dtype, name="cross")
+            x, _ = residual(x, lambda h: (cross(h, memory, memory_mask), None), "cross_norm")
+        if self.mlp != "none":
+            mlp = MLP(self.dim, self.mlp_dim, self.mlp, self.dtype, name="mlp")
+            x, _ = residual(x, lambda h: (mlp(h), None), "mlp_norm")
+        return x, state
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of ``x`` [B, T, D] over ``memory`` [B, S, D]; ``mask`` [B, S] marks real memory."""
+
+    dim: int
+    heads: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], memory: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None = None
+    ) -> Float[Array, "B T D"]:
+        check_divides("cross_heads", self.heads, "dim", self.dim)
+
+        def project(name, values):
+            y = nn.Dense(self.dim, use_bias=False, dtype=self.dtype, name=name)(values)
+            return y.reshape(*y.shape[:2], self.heads, -1)
+
+        q, k, v = project("query", x), project("key", memory), project("value", memory)
+        y = grouped_attention(q, k, v, None if mask is None else mask[:, None])
+        return nn.Dense(self.dim, use_bias=False, dtype=self.dtype, name="output")(y.reshape(x.shape))
+
+
+def make_mixer(spec: Spec, dim: int, dtype: str, name: str | None = None) -> Any:
+    """Creates the mixer of ``spec`` for width ``dim``; options in the spec win over ``dtype``.
+
+    With ``name`` it becomes a submodule of the module being set up, without it stands alone.
+    """
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    cls, options = resolve({"dtype": dtype, **options, "dim": dim})
+    return cls(**options, name=name) if name else cls(**options, parent=None)
+
+
+class _Unit(nn.Module):
+    """The blocks that are scanned over: runs of equal neighbours, each again scanned when longer than one."""
+
+    mixers: tuple[Spec, ...]
+    options: Mapping[str, Any]
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x, state, reset, memory, memory_mask, deterministic):
+        block = nn.remat(Block, static_argnums=(6,)) if self.remat else Block
+        states = []
+        for i, (spec, length) in enumerate(runs(self.mixers)):
+            run_state = None if state is None else state[i]
+            make = block if length == 1 else _scan(block, length)
+            x, new = make(mixer=spec, name=f"run_{i}", **self.options)(
+                x, run_state, reset, memory, memory_mask, deterministic
+            )
+            states.append(new)
+        return x, tuple(states)
+
+
+def _scan(module: type, length: int) -> type:
+    """``module`` repeated ``length`` times; parameters and states are stacked on axis 0."""
+    return nn.scan(
+        module,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, *(nn.broadcast,) * 4),
+        out_axes=0,
+        length=length,
+    )
+
+
+def runs(mixers: tuple[Spec, ...]) -> list[tuple[Spec, int]]:
+    """Run-length encoding of equal neighbours: (a, a, b) -> [(a, 2), (b, 1)]."""
+    return [(spec, len(list(group))) for spec, group in groupby(mixers)]
+
+
+def repeating_unit(mixers: tuple[Spec, ...]) -> tuple[tuple[Spec, ...], int]:
+    """Shortest unit u and count n with ``mixers == u * n``: (a, b, a, b) -> ((a, b), 2)."""
+    for size in range(1, len(mixers) + 1):
+        if len(mixers) % size == 0 and mixers == mixers[:size] * (len(mixers) // size):
+            return mixers[:size], len(mixers) // size
+    return mixers, 1
+
+
+class Stack(nn.Module):
+    """``depth`` residual blocks whose mixers follow ``pattern`` cyclically.
+
+    Attributes:
+      dim: width D.
+      pattern: mixers by name or by mapping {"name": ..., options}; layer i uses pattern[i % len(pattern)].
+      depth: number of layers; None takes one of each in the pattern.
+      mlp, mlp_dim, norm, norm_position, cross_heads, dropout, dtype: as in ``Block``.
+      final_norm: normalise the output (pre-norm stacks want it).
+      remat: recompute each block in the backward pass instead of storing its activations.
+    """
+
+    dim: int
+    pattern: tuple[Spec, ...] = ("lru",)
+    depth: int | None = None
+    mlp: str = "swiglu"
+    mlp_dim: int | None = None
+    norm: str = "rms"
+    norm_position: str = "pre"
+    final_norm: bool = True
+    cross_heads: int = 0
+    dropout: float = 0.0
+    remat: bool = False
+    dtype: str = "float32"
+
+    def layers(self) -> tuple[Spec, ...]:
+        """The mixer specification of every layer, bottom to top."""
+        if not self.pattern:
+            raise ValueError("pattern is empty; name at least one mixer")
+        depth = len(self.pattern) if self.depth is None else self.depth
+        check_positive("depth", depth)
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(depth))
+
+    @property
+    def causal(self) -> bool:
+        """Whether every mixer is causal."""
+        return all(make_mixer(spec, self.dim, self.dtype).causal for spec in set(self.layers()))
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        state: Any = None,
+        *,
+        reset: Bool[Array, "B T"] | None = None,
+        memory: Float[Array, "B S D"] | None = None,
+        memory_mask: Bool[Array, "B S"] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        check_choice("mlp", self.mlp, MLPS)
+        check_choice("norm", self.norm, NORMS)
+        unit, count = repeating_unit(self.layers())
+        if (memory is None) == bool(self.cross_heads):
+            raise ValueError("memory goes with cross_heads >= 1, and only with it")
+        names = ("dim", "mlp", "mlp_dim", "norm", "norm_position", "cross_heads", "dropout", "dtype")
+        options = {f: getattr(self, f) for f in names}
+        layers = _scan(_Unit, count)(mixers=unit, options=options, remat=self.remat, name="layers")
+        x, state = layers(x, state, reset, memory, memory_mask, deterministic)
+        if self.final_norm:
+            x = make_norm(self.norm, name="final_norm" if self.norm != "none" else None)(x)
+        return x, state
+
+    def initial_state(self, batch_size: int, dtype: str | None = None) -> Any:
+        """State of every layer, stacked as the scans want it: a tuple over runs, leaves [repetitions, (run,) B, ...]."""
+        unit, count = repeating_unit(self.layers())
+        states = []
+        for spec, length in runs(unit):
+            leading = (count,) if length == 1 else (count, length)
+            one = make_mixer(spec, self.dim, self.dtype).initial_state(batch_size, dtype)
+            states.append(jax.tree.map(lambda s, n=leading: jnp.broadcast_to(s, (*n, *s.shape)), one))
+        return tuple(states)
