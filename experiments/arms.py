@@ -1,0 +1,93 @@
+"""Arms for the usual cases, so that a paper's file only says what is its own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.experiment import Arm, Training
+from zoo.layers import accuracy, cross_entropy
+from zoo.tasks import Batch, HostTask, Task
+
+
+def supervised(
+    model: Any,
+    task: Task | HostTask,
+    training: Training,
+    *,
+    forward: Callable[..., jax.Array],
+    objective: Callable[[jax.Array, Batch], tuple[jax.Array, dict[str, jax.Array]]],
+    test: Task | None = None,
+    test_size: int = 1000,
+) -> Arm:
+    """An arm that minimises ``objective(outputs, batch) -> (loss, metrics)`` on ``outputs = forward(params, batch, ...)``.
+
+    Args:
+      model: Flax module; ``forward(params, batch, deterministic=..., rngs=...)`` must call it.
+      task: training examples.
+      training: see ``Training``.
+      forward: runs the model on a batch.
+      objective: loss and metrics, means over the batch.
+      test: task of the final evaluation; None takes ``task`` (fresh examples).
+      test_size: examples in the evaluation.
+    """
+    test = task if test is None else test
+
+    def init(key, batch):
+        return model.init(key, *model_inputs(batch))
+
+    def loss(params, batch, key, step, carry):
+        outputs = forward(params, batch, deterministic=False, rngs={"dropout": key})
+        value, metrics = objective(outputs, batch)
+        return value, (metrics, carry)
+
+    def evaluate(params, key, data):
+        batch = test.batch(key, test_size, data)
+        value, metrics = objective(forward(params, batch, deterministic=True, rngs=None), batch)
+        return {"loss": value, **metrics}
+
+    return Arm(init, loss, task, training, evaluate, evaluation_data=test.data(), model=model)
+
+
+def model_inputs(batch: Batch) -> tuple:
+    """Positional inputs of a classifier: ``(inputs,)`` or ``(inputs, lengths)``."""
+    return (batch.inputs,) if batch.lengths is None else (batch.inputs, batch.lengths)
+
+
+def classification(model: Any, task: Task, training: Training, *, test: Task | None = None, test_size: int = 1000) -> Arm:
+    """Cross-entropy of a ``SequenceClassifier`` (one label per row, or per step with ``pooling="none"``).
+
+    Metrics: ``loss`` in nats, ``accuracy``.
+    """
+
+    def forward(params, batch, deterministic, rngs):
+        return model.apply(params, *model_inputs(batch), deterministic=deterministic, rngs=rngs)
+
+    def objective(logits, batch):
+        return cross_entropy(logits, batch.targets, batch.mask), {
+            "accuracy": accuracy(logits, batch.targets, batch.mask)
+        }
+
+    return supervised(
+        model, task, training, forward=forward, objective=objective, test=test, test_size=test_size
+    )
+
+
+def language_modelling(model: Any, task: Task, training: Training, *, test: Task | None = None, test_size: int = 256) -> Arm:
+    """Next-token cross-entropy of a ``LanguageModel``: ``inputs`` [T] tokens, ``targets`` the tokens that follow.
+
+    Metrics: ``loss`` in nats, ``accuracy``, ``bits`` per token.
+    """
+
+    def forward(params, batch, deterministic, rngs):
+        return model.apply(params, batch.inputs, deterministic=deterministic, rngs=rngs)[0]
+
+    def objective(logits, batch):
+        value = cross_entropy(logits, batch.targets, batch.mask)
+        hits = accuracy(logits, batch.targets, batch.mask)
+        return value, {"accuracy": hits, "bits": value / jnp.log(2.0)}
+
+    return supervised(
+        model, task, training, forward=forward, objective=objective, test=test, test_size=test_size
+    )

@@ -1,0 +1,1 @@
+"""One file per paper; each registers its experiment when imported."""
