@@ -74,17 +74,18 @@ def linear_scan(
     decay, inputs, initial = _checked(decay, inputs, initial, method, chunk_size)
     dtype = jnp.result_type(decay, inputs)
     carried = accumulator(dtype) if initial is None else accumulator(dtype, initial.dtype)
-    batch, steps, *trailing = inputs.shape
+    steps = inputs.shape[1]
     decay = decay.astype(carried) if jnp.iscomplexobj(decay) else decay.astype(jnp.finfo(carried).dtype)
     inputs = inputs.astype(carried)
-    if initial is None:
-        initial = jnp.zeros((batch, *trailing), carried)
-    initial = initial.astype(carried)
+    edge = steps - 1 if reverse else 0
+    if initial is not None:
+        # one more input at the first step; as a padded sum it fuses with whatever made the inputs
+        first = decay[:, edge if decay.shape[1] > 1 else 0] * initial.astype(carried)
+        inputs = inputs + _pad_time(first[:, None], edge, steps - 1 - edge)
     if steps == 1:
-        last = decay[:, 0] * initial + inputs[:, 0]
-        return last[:, None].astype(dtype), last
+        return inputs.astype(dtype), inputs[:, 0]
     form, size = _auto.linear_form(method, chunk_size, inputs.shape, carried)
-    states = _solve(decay, inputs, initial, reverse, form, size)
+    states = _solve(decay, inputs, reverse, form, size)
     return states.astype(dtype), states[:, 0 if reverse else -1]
 
 
@@ -116,28 +117,27 @@ def _checked(decay, inputs, initial, method, chunk_size):
     return jnp.asarray(decay).reshape(decay_shape), jnp.asarray(inputs), initial
 
 
-def _solve(decay, inputs, initial, reverse, form, size):
-    """States of the recurrence, as a linear solve so that JAX knows its derivatives.
+def _solve(decay, inputs, reverse, form, size):
+    """States of the recurrence from a zero state, as a linear solve so that JAX knows its derivatives."""
+    zero = jnp.zeros_like(inputs[:, 0])
 
-    The unknown is the pair (states, initial state): the initial state is a row of the system of its own, which
-    spares a copy of ``inputs`` with ``decay_0 * initial`` added to one step.
-    """
-
-    def matvec(unknown):
-        states, start = unknown
-        start = start[:, None]
-        before = [states[:, 1:], start] if reverse else [start, states[:, :-1]]
-        return states - decay * jnp.concatenate(before, axis=1), unknown[1]
+    def matvec(states):
+        before = _pad_time(states[:, 1:], 0, 1) if reverse else _pad_time(states[:, :-1], 1, 0)
+        return states - decay * before
 
     def solve(_, right):
-        return run_form(decay, *right, reverse, False, form, size)[0], right[1]
+        return run_form(decay, right, zero, reverse, False, form, size)[0]
 
     def transpose_solve(_, right):
-        # transposed: g_t = c_t + decay_{t+1} g_{t+1}, and the start's row collects decay_0 g_0
-        states, carry = run_form(decay, right[0], jnp.zeros_like(right[1]), not reverse, True, form, size)
-        return states, right[1] + carry
+        return run_form(decay, right, zero, not reverse, True, form, size)[0]
 
-    return lax.custom_linear_solve(matvec, (inputs, initial), solve, transpose_solve)[0]
+    return lax.custom_linear_solve(matvec, inputs, solve, transpose_solve)
+
+
+def _pad_time(array, before, after):
+    """Zeros before and after along axis 1: unlike a concatenation, fused into the operation that reads it."""
+    config = [(0, 0, 0), (before, after, 0)] + [(0, 0, 0)] * (array.ndim - 2)
+    return lax.pad(array, jnp.zeros((), array.dtype), config)
 
 
 def run_form(decay, inputs, carry, reverse, after, form, size):
