@@ -1,5 +1,6 @@
 """Problems: generators, loaders, vocabularies, metrics. A task knows no model."""
 
 from zoo.tasks.base import Batch, HostTask, Task
+from zoo.tasks.pointer_chasing import ChainRoot, Hop
 
-__all__ = ["Batch", "HostTask", "Task"]
+__all__ = ["Batch", "ChainRoot", "Hop", "HostTask", "Task"]
