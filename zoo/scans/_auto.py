@@ -5,6 +5,8 @@ import math
 import jax
 import numpy as np
 
+from pallas_kernels import available
+
 
 def linear_form(method: str, chunk_size: int | None, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, int]:
     """Resolves method and chunk size of ``linear_scan`` for inputs of ``shape`` [B, T, ...].
@@ -23,14 +25,15 @@ def linear_form(method: str, chunk_size: int | None, shape: tuple[int, ...], dty
 
 def require_kernel(operation: str, platform: str) -> None:
     """Raises ValueError unless ``pallas_kernels`` has ``operation`` for ``platform``."""
-    try:
-        from pallas_kernels import available
-    except ImportError:
-        found = False
-    else:
-        found = available(operation, platform)
-    if not found:
+    if not available(operation, platform):
         raise ValueError(
             f"method='pallas': there is no {operation} kernel for platform {platform!r}; "
             "sequential, chunked, associative and auto are available"
         )
+
+
+def affine_form(method: str, chunk_size: int | None, shape: tuple[int, ...]) -> tuple[str, int]:
+    """Resolves method and chunk size of ``affine_scan`` for inputs of ``shape`` [B, T, ..., N]."""
+    if method == "auto":
+        method = "sequential" if jax.default_backend() == "cpu" else "associative"
+    return method, chunk_size or max(1, math.isqrt(shape[1]))
