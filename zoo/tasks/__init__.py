@@ -1,7 +1,8 @@
 """Problems: generators, loaders, vocabularies, metrics. A task knows no model."""
 
 from zoo.tasks.algorithmic import Algorithmic
+from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 
-__all__ = ["Algorithmic", "Batch", "ChainRoot", "Hop", "HostTask", "Task"]
+__all__ = ["Algorithmic", "Babi", "Batch", "ChainRoot", "Hop", "HostTask", "Task"]
