@@ -15,6 +15,7 @@ The contract, which the laws in tests/laws check for every registered mixer:
   declares parameters and calls it.
 """
 
+from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attention
 from zoo.mixers.lru import LRU, LRUState, lru
 
-__all__ = ["LRU", "LRUState", "lru"]
+__all__ = ["LRU", "Aaren", "AarenState", "LRUState", "aaren", "aaren_pool", "lru", "prefix_attention"]
