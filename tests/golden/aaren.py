@@ -1,4 +1,4 @@
-"""Golden data of the aaren paper: ``core_*`` (prefix attention, one query per head) and ``stack_*`` (pre-norm blocks)."""
+"""Golden data of the aaren paper: ``core_*`` (prefix attention with one query) and ``stack_*`` (pre-norm blocks)."""
 
 from collections.abc import Iterator
 

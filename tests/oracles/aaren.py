@@ -1,4 +1,4 @@
-"""Float64 oracle of ``zoo.mixers.Aaren``: the softmax of every prefix by definition, one step and one head at a time."""
+"""Float64 oracle of ``zoo.mixers.Aaren``: the softmax of every prefix by definition, one step and head at a time."""
 
 import numpy as np
 
