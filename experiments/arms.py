@@ -55,7 +55,9 @@ def model_inputs(batch: Batch) -> tuple:
     return (batch.inputs,) if batch.lengths is None else (batch.inputs, batch.lengths)
 
 
-def classification(model: Any, task: Task, training: Training, *, test: Task | None = None, test_size: int = 1000) -> Arm:
+def classification(
+    model: Any, task: Task, training: Training, *, test: Task | None = None, test_size: int = 1000
+) -> Arm:
     """Cross-entropy of a ``SequenceClassifier`` (one label per row, or per step with ``pooling="none"``).
 
     Metrics: ``loss`` in nats, ``accuracy``.
@@ -69,12 +71,12 @@ def classification(model: Any, task: Task, training: Training, *, test: Task | N
             "accuracy": accuracy(logits, batch.targets, batch.mask)
         }
 
-    return supervised(
-        model, task, training, forward=forward, objective=objective, test=test, test_size=test_size
-    )
+    return supervised(model, task, training, forward=forward, objective=objective, test=test, test_size=test_size)
 
 
-def language_modelling(model: Any, task: Task, training: Training, *, test: Task | None = None, test_size: int = 256) -> Arm:
+def language_modelling(
+    model: Any, task: Task, training: Training, *, test: Task | None = None, test_size: int = 256
+) -> Arm:
     """Next-token cross-entropy of a ``LanguageModel``: ``inputs`` [T] tokens, ``targets`` the tokens that follow.
 
     Metrics: ``loss`` in nats, ``accuracy``, ``bits`` per token.
@@ -88,6 +90,4 @@ def language_modelling(model: Any, task: Task, training: Training, *, test: Task
         hits = accuracy(logits, batch.targets, batch.mask)
         return value, {"accuracy": hits, "bits": value / jnp.log(2.0)}
 
-    return supervised(
-        model, task, training, forward=forward, objective=objective, test=test, test_size=test_size
-    )
+    return supervised(model, task, training, forward=forward, objective=objective, test=test, test_size=test_size)

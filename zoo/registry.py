@@ -60,7 +60,9 @@ def register(
         if not isinstance(getattr(cls, "paper", None), str):
             raise ValueError(f"{cls.__qualname__} needs a class attribute paper: ClassVar[str]")
         summary = (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
-        _ENTRIES[name] = Entry(name, cls, kind, dict(variants or {"default": {}}), cls.paper, summary)
+        _ENTRIES[name] = Entry(
+            name, cls, kind, dict({"default": {}} if variants is None else variants), cls.paper, summary
+        )
         return cls
 
     return enter
@@ -73,7 +75,7 @@ def _load() -> dict[str, Entry]:
     return _ENTRIES
 
 
-def list(kind: str | None = None) -> "tuple[str, ...]":  # noqa: A001  (read as zoo.list)
+def list(kind: str | None = None) -> "tuple[str, ...]":
     """Returns the sorted names of all registered architectures, or of one ``kind`` ("mixer", "model")."""
     if kind is not None:
         check_choice("kind", kind, KINDS)
@@ -84,9 +86,7 @@ def entry(name: str) -> Entry:
     """Returns the registration of ``name``; unknown names raise ValueError that gives the nearest ones."""
     entries = _load()
     if name not in entries:
-        raise ValueError(
-            f"unknown architecture {name!r}{nearest(name, entries)} (known: {', '.join(sorted(entries))})"
-        )
+        raise ValueError(f"unknown architecture {name!r}{nearest(name, entries)} (known: {', '.join(sorted(entries))})")
     return entries[name]
 
 
@@ -118,9 +118,7 @@ def resolve(name: str | Mapping[str, Any], **options: Any) -> tuple[type, dict[s
     fields = {f.name: f for f in dataclasses.fields(cls) if f.name in _option_names(cls)}
     for option in options:
         if option not in fields:
-            raise ValueError(
-                f"{name} has no option {option!r}{nearest(option, fields)} (options: {', '.join(fields)})"
-            )
+            raise ValueError(f"{name} has no option {option!r}{nearest(option, fields)} (options: {', '.join(fields)})")
     unset = dataclasses.MISSING
     missing = [n for n, f in fields.items() if n not in options and f.default is unset and f.default_factory is unset]
     if missing:

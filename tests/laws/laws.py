@@ -1,4 +1,4 @@
-"""The laws that every mixer obeys (DESIGN section 6), as functions of a subject: each raises AssertionError when broken.
+"""The laws that every mixer obeys (DESIGN section 6), as functions of a subject; a broken one raises AssertionError.
 
 ``Subject`` holds a module with its parameters and the few compiled functions that the laws share: compiling is what
 tests cost. Tolerances follow from the dtype: values and gradients are compared relative to the largest entry, with a
@@ -26,7 +26,7 @@ EPS32 = float(np.finfo(np.float32).eps)
 
 
 class Subject:
-    """A mixer under test: ``module``, its float32 ``params``, an input ``x`` [BATCH, TIME, DIM], shared jitted calls."""
+    """A mixer under test: ``module``, float32 ``params``, an input ``x`` [BATCH, TIME, DIM], shared jitted calls."""
 
     def __init__(self, module: Any, oracle: Callable | None = None):
         self.module, self.oracle = module, oracle
@@ -181,7 +181,7 @@ def law_batch(s: Subject) -> None:
 
 
 def law_oracle_and_gradient(s: Subject) -> None:
-    """In float64: y equals the NumPy oracle, gradients equal finite differences of the oracle; with and without resets."""
+    """In float64, with and without resets: y equals the NumPy oracle, gradients equal its finite differences."""
     resets = np.zeros((BATCH, TIME), bool)
     resets[0, 4] = resets[1, 0] = resets[1, 9] = True
     module = s.module.clone(dtype="float64")
@@ -234,7 +234,7 @@ def law_precision(s: Subject) -> None:
 
 
 def law_compose(s: Subject) -> None:
-    """jit, vmap, grad of remat, scan over layers, pmap on 2 devices give the same numbers; equal shapes do not retrace."""
+    """jit, vmap, remat, scan over layers, pmap on 2 devices give the same numbers; equal shapes do not retrace."""
     y = s.whole[0]
     s.call(s.params, s.x + 1, s.initial, s.no_reset)
     before = s.traces
@@ -342,5 +342,3 @@ def subjects() -> dict[str, tuple[str, dict]]:
         for name in zoo.list("mixer")
         for variant, options in entry(name).variants.items()
     }
-
-

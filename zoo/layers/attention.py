@@ -1,13 +1,41 @@
-"""Softmax attention over given keys and values, and rotary positions."""
+"""Softmax attention over given keys and values, rotary positions, and the projections that attention layers share."""
 
+from collections.abc import Mapping
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from zoo.checks import check_choice, check_divides, check_positive
 from zoo.dtypes import accumulator
 
+POSITIONS = ("rotary", "none")
 
-def rotary(x: Float[Array, "B T H K"], positions: Int[Array, "B T"], *, base: float = 10_000.0) -> Float[Array, "B T H K"]:
+
+def document_positions(
+    reset: Bool[Array, "B T"] | None, before: Int[Array, " B"] | None = None, *, shape: tuple[int, int] | None = None
+) -> Int[Array, "B T"]:
+    """Position of every token in its own document, counted from 0.
+
+    Args:
+      reset: True at the first token of a new document; None for no new documents, then ``shape`` is needed.
+      before: tokens that the document in progress already has when the sequence begins; zeros when None.
+      shape: (B, T), only read when ``reset`` is None.
+    """
+    batch, time = shape if reset is None else reset.shape
+    steps = jnp.arange(time, dtype=jnp.int32)
+    carried = steps[None] + (jnp.zeros((batch, 1), jnp.int32) if before is None else before[:, None])
+    if reset is None:
+        return carried
+    start = lax.cummax(jnp.where(reset, steps, -1), axis=1)
+    return jnp.where(start >= 0, steps - start, carried)
+
+
+def rotary(
+    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], *, base: float = 10_000.0
+) -> Float[Array, "B T H K"]:
     """Rotates the channel pairs (j, j + K/2) of ``x`` by position * base^(-2j/K) (Su et al. 2021).
 
     Args:
@@ -51,3 +79,47 @@ def grouped_attention(
         weights = jnp.where(mask, weights, 0)  # a query without any key attends to nothing, not to everything
     out = jnp.einsum("bghts,bsgv->btghv", weights.astype(values.dtype), values, preferred_element_type=dtype)
     return out.reshape(batch, time, heads, values.shape[-1]).astype(queries.dtype)
+
+
+def attention_parameters(
+    module: nn.Module, *, dim: int, heads: int, kv_heads: int | None, positions: str
+) -> dict[str, Float[Array, "..."]]:
+    """Checks the sizes and declares ``query`` [D, H, K], ``key`` and ``value`` [D, G, K], ``output`` [H, K, D] on ``module``.
+
+    K = D / H; G = ``kv_heads``, or H when it is None.
+    """
+    check_choice("positions", positions, POSITIONS)
+    check_positive("heads", heads)
+    check_divides("heads", heads, "dim", dim)
+    groups = heads if kv_heads is None else kv_heads
+    check_positive("kv_heads", groups)
+    check_divides("kv_heads", groups, "heads", heads)
+    head_dim = dim // heads
+    if positions == "rotary" and head_dim % 2:
+        raise ValueError(f"rotary positions need an even head dimension, got dim / heads = {head_dim}")
+    into = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=(1, 2))
+    out_of = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2)
+    return {
+        "query": module.param("query", into, (dim, heads, head_dim)),
+        "key": module.param("key", into, (dim, groups, head_dim)),
+        "value": module.param("value", into, (dim, groups, head_dim)),
+        "output": module.param("output", out_of, (heads, head_dim, dim)),
+    }
+
+
+def project_heads(
+    params: Mapping[str, Float[Array, "..."]],
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "B T"] | None,
+    base: float,
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
+    """Queries, keys and values of ``x`` in its dtype; queries and keys are rotated to ``positions`` unless None."""
+    q, k, v = (jnp.einsum("btd,dhk->bthk", x, params[name].astype(x.dtype)) for name in ("query", "key", "value"))
+    if positions is not None:
+        q, k = rotary(q, positions, base=base), rotary(k, positions, base=base)
+    return q, k, v
+
+
+def merge_heads(params: Mapping[str, Float[Array, "..."]], y: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
+    """The output projection of all heads, summed."""
+    return jnp.einsum("bthk,hkd->btd", y, params["output"].astype(y.dtype))

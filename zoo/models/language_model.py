@@ -111,9 +111,7 @@ class LanguageModel(nn.Module):
         return LanguageModelState(self.stack().initial_state(batch_size, dtype), jnp.zeros(batch_size, jnp.int32))
 
 
-def count_positions(
-    start: Int[Array, " B"], time: int, reset: Bool[Array, "B T"] | None = None
-) -> Int[Array, "B T"]:
+def count_positions(start: Int[Array, " B"], time: int, reset: Bool[Array, "B T"] | None = None) -> Int[Array, "B T"]:
     """Position of every token in its document: ``start``, start + 1, ..., and again from 0 at each reset."""
     steps = jnp.arange(time, dtype=jnp.int32)
     position = start[:, None] + steps
