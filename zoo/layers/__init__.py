@@ -1,6 +1,13 @@
 """The few bricks that several architectures share."""
 
-from zoo.layers.attention import grouped_attention, rotary
+from zoo.layers.attention import (
+    attention_parameters,
+    document_positions,
+    grouped_attention,
+    merge_heads,
+    project_heads,
+    rotary,
+)
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean
 from zoo.layers.mlp import MLP
 from zoo.layers.norms import LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
@@ -11,11 +18,15 @@ __all__ = [
     "LayerNorm",
     "RMSNorm",
     "accuracy",
+    "attention_parameters",
     "cross_entropy",
+    "document_positions",
     "grouped_attention",
     "layer_norm",
     "make_norm",
     "masked_mean",
+    "merge_heads",
+    "project_heads",
     "rms_norm",
     "rotary",
     "sinusoidal_positions",

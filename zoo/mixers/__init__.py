@@ -16,6 +16,23 @@ The contract, which the laws in tests/laws check for every registered mixer:
 """
 
 from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attention
+from zoo.mixers.attention import Attention, AttentionState, attention, windowed_attention
+from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
 from zoo.mixers.lru import LRU, LRUState, lru
 
-__all__ = ["LRU", "Aaren", "AarenState", "LRUState", "aaren", "aaren_pool", "lru", "prefix_attention"]
+__all__ = [
+    "LRU",
+    "Aaren",
+    "AarenState",
+    "Attention",
+    "AttentionState",
+    "BidirectionalAttention",
+    "LRUState",
+    "aaren",
+    "aaren_pool",
+    "attention",
+    "bidirectional_attention",
+    "lru",
+    "prefix_attention",
+    "windowed_attention",
+]

@@ -1,0 +1,213 @@
+"""Causal softmax self-attention with rotary positions, grouped keys and a bounded key/value cache.
+
+Vaswani et al. (2017), Attention Is All You Need; Su et al. (2021), RoFormer (rotary positions); Ainslie et al. (2023),
+GQA (grouped keys); Beltagy et al. (2020), Longformer (sliding window).
+
+With x_t [D], H query heads, G key/value heads (G divides H, head h reads group h // (H/G)), K = D / H:
+
+    q_t = rot(W_q x_t, p_t) [H, K]      k_t = rot(W_k x_t, p_t) [G, K]      v_t = W_v x_t [G, K]
+    a_ts = softmax over s of q_t . k_s / sqrt(K)      for s in the document of t with t - window < s <= t
+    y_t = W_o (sum_s a_ts v_s)                        W_o [H K, D]
+
+p_t is the position in the document, from 0. A token attends to itself and to at most ``window - 1`` tokens before it in
+its document, whatever the length of the call: ``window`` is the stated maximum of the cache, and it is part of the
+definition, so that cutting a sequence anywhere changes nothing.
+
+State per row: a ring of the last ``window`` rotated keys and values [window, G, K], the slot of the next token, the
+number of tokens in the document so far. Time O(T min(T, window) D + T D^2) and as much memory for the scores: calls of
+more than two windows are computed in chunks of ``window`` queries, each against its own and the previous chunk of keys.
+One token costs O(window D).
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from zoo.checks import check_positive, check_sequence, check_state
+from zoo.layers.attention import (
+    attention_parameters,
+    document_positions,
+    grouped_attention,
+    merge_heads,
+    project_heads,
+)
+from zoo.registry import register
+
+
+@struct.dataclass
+class AttentionState:
+    """Carried state, a ring buffer over slots.
+
+    Attributes:
+      keys: [B, window, G, K], rotated.
+      values: [B, window, G, K].
+      slot: [B] int32, where the next token goes.
+      length: [B] int32, tokens of the current document so far (not bounded by the window).
+    """
+
+    keys: Float[Array, "B W G K"]
+    values: Float[Array, "B W G K"]
+    slot: Int[Array, " B"]
+    length: Int[Array, " B"]
+
+
+def attention(
+    params: Mapping[str, Array],
+    x: Float[Array, "B T D"],
+    state: AttentionState | None = None,
+    *,
+    window: int,
+    positions: str = "rotary",
+    base: float = 10_000.0,
+    reset: Bool[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T D"], AttentionState]:
+    """The attention of the module docstring.
+
+    Args:
+      params: ``query`` [D, H, K], ``key`` and ``value`` [D, G, K], ``output`` [H, K, D].
+      x: inputs; their dtype is the compute dtype.
+      state: state before the first token, None for the start (then no empty cache is read).
+      window: tokens that a token can see, itself included.
+      positions: "rotary" or "none".
+      base: base of the rotary wavelengths.
+      reset: True at the first token of a new document.
+
+    Returns:
+      (y, state after the last token).
+    """
+    batch, time, _ = x.shape
+    age = document_positions(reset, None if state is None else state.length, shape=(batch, time))
+    q, k, v = project_heads(params, x, age if positions == "rotary" else None, base)
+    visible = jnp.minimum(age + 1, window)  # [B, T] how many tokens back a query sees, itself included
+    length = age[:, -1] + 1
+
+    if state is None:
+        y = windowed_attention(q, k, v, visible, window=window)
+        keys, values = (_ring(a, window) for a in (k, v))
+        slot = jnp.full((batch,), time % window, jnp.int32)
+        return merge_heads(params, y), AttentionState(keys, values, slot, length)
+
+    # Through the cache's dtype in every case: a token must look the same from this call and from the next.
+    k, v = k.astype(state.keys.dtype), v.astype(state.values.dtype)
+    if time == 1:
+        rows = jnp.arange(batch)
+        keys, values = (ring.at[rows, state.slot].set(new[:, 0]) for ring, new in ((state.keys, k), (state.values, v)))
+        distance = (state.slot[:, None] - jnp.arange(window)) % window
+        y = grouped_attention(q, keys.astype(x.dtype), values.astype(x.dtype), (distance < visible)[:, None])
+        return merge_heads(params, y), AttentionState(keys, values, (state.slot + 1) % window, length)
+
+    k, v = (jnp.concatenate([_unroll(ring, state.slot), a], axis=1) for ring, a in ((state.keys, k), (state.values, v)))
+    y = windowed_attention(q, k.astype(x.dtype), v.astype(x.dtype), visible, window=window)
+    slot = (state.slot + time) % window
+    keys, values = (_unroll(a[:, -window:], (window - slot) % window) for a in (k, v))
+    return merge_heads(params, y), AttentionState(keys, values, slot, length)
+
+
+def windowed_attention(
+    queries: Float[Array, "B T H K"],
+    keys: Float[Array, "B S G K"],
+    values: Float[Array, "B S G V"],
+    visible: Int[Array, "B T"],
+    *,
+    window: int,
+) -> Float[Array, "B T H V"]:
+    """Attention of T queries, the last T of S positions in time, each over the ``visible`` positions up to its own.
+
+    S is T, or T + window with the window before the first query in front. 1 <= visible <= window. More than two windows
+    of keys are computed chunk by chunk, so that no [T, S] array is made.
+    """
+    batch, time, heads, head_dim = queries.shape
+    total = keys.shape[1]
+    if total <= 2 * window:
+        distance = jnp.arange(total - time, total)[:, None] - jnp.arange(total)
+        mask = (distance >= 0) & (distance < visible[..., None])
+        return grouped_attention(queries, keys, values, mask)
+    chunks = -(-time // window)
+    padding = chunks * window - time
+
+    def chunked(a):
+        return jnp.pad(a, ((0, 0), (0, padding), *((0, 0),) * (a.ndim - 2))).reshape(-1, window, *a.shape[2:])
+
+    def pairs(a):
+        """[B, S, ...] -> [B * chunks, 2 window, ...]: every chunk with the one before it."""
+        a = jnp.pad(a, ((0, 0), ((chunks + 1) * window - padding - total, padding), (0, 0), (0, 0)))
+        a = a.reshape(batch, chunks + 1, window, *a.shape[2:])
+        return jnp.concatenate([a[:, :-1], a[:, 1:]], axis=2).reshape(-1, 2 * window, *a.shape[3:])
+
+    distance = jnp.arange(window, 2 * window)[:, None] - jnp.arange(2 * window)
+    mask = (distance >= 0) & (distance < chunked(visible)[..., None])
+    y = grouped_attention(chunked(queries), pairs(keys), pairs(values), mask)
+    return y.reshape(batch, chunks * window, heads, -1)[:, :time]
+
+
+def _ring(a: Float[Array, "B T G K"], window: int) -> Float[Array, "B W G K"]:
+    """Ring that holds the last ``window`` of T steps, step t in slot t % window."""
+    time = a.shape[1]
+    if time <= window:
+        return jnp.pad(a, ((0, 0), (0, window - time), (0, 0), (0, 0)))
+    return jnp.roll(a[:, -window:], time % window, axis=1)
+
+
+def _unroll(ring: Float[Array, "B W G K"], start: Int[Array, " B"]) -> Float[Array, "B W G K"]:
+    """Every row of ``ring`` rotated so that slot ``start`` comes first."""
+    index = (start[:, None] + jnp.arange(ring.shape[1])) % ring.shape[1]
+    return jnp.take_along_axis(ring, index[..., None, None], axis=1)
+
+
+@register(
+    "attention",
+    variants={
+        "default": {"heads": 2, "window": 16},
+        "short_window": {"heads": 2, "window": 3, "positions": "none"},
+        "grouped": {"heads": 4, "kv_heads": 2, "window": 8},
+    },
+)
+class Attention(nn.Module):
+    """Causal self-attention: softmax over the last ``window`` tokens of the document.
+
+    Attributes:
+      dim: width D of input and output.
+      heads: number of query heads H; divides ``dim``.
+      kv_heads: number of key/value heads G; divides ``heads``; None for ``heads``.
+      window: tokens that a token can see, itself included: the stated maximum of the cache.
+      positions: "rotary" (counted within the document) or "none".
+      base: base of the rotary wavelengths.
+      dtype: compute dtype; scores and softmax in at least float32.
+    """
+
+    dim: int
+    heads: int = 4
+    kv_heads: int | None = None
+    window: int = 1024
+    positions: str = "rotary"
+    base: float = 10_000.0
+    dtype: str = "float32"
+
+    causal: ClassVar[bool] = True
+    paper: ClassVar[str] = "Vaswani et al. 2017, Attention Is All You Need; Su et al. 2021, RoFormer"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], state: AttentionState | None = None, *, reset: Bool[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T D"], AttentionState]:
+        check_sequence(x, self.dim, reset)
+        check_positive("window", self.window)
+        params = attention_parameters(
+            self, dim=self.dim, heads=self.heads, kv_heads=self.kv_heads, positions=self.positions
+        )
+        if state is not None:
+            check_state(state, self.initial_state(x.shape[0]))
+        return attention(
+            params, x.astype(self.dtype), state, window=self.window, positions=self.positions, base=self.base, reset=reset
+        )
+
+    def initial_state(self, batch_size: int, dtype: str | None = None) -> AttentionState:
+        """An empty cache of ``dtype`` (default: the compute dtype)."""
+        shape = (batch_size, self.window, self.kv_heads or self.heads, self.dim // self.heads)
+        empty = jnp.zeros(shape, dtype or self.dtype)
+        count = jnp.zeros((batch_size,), jnp.int32)
+        return AttentionState(empty, empty, count, count)
