@@ -3,6 +3,7 @@
 from zoo.tasks.algorithmic import Algorithmic
 from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
+from zoo.tasks.learning_to_execute import LearningToExecute
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 
-__all__ = ["Algorithmic", "Babi", "Batch", "ChainRoot", "Hop", "HostTask", "Task"]
+__all__ = ["Algorithmic", "Babi", "Batch", "ChainRoot", "Hop", "HostTask", "LearningToExecute", "Task"]
