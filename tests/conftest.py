@@ -18,6 +18,8 @@ import jax
 import jaxtyping
 import pytest
 
+import tests.typecheck  # noqa: F401  (the hook below looks it up by name)
+
 _struct_dataclass = flax.struct.dataclass
 
 
@@ -31,7 +33,7 @@ def _unchecked_container(cls=None, **options):
 
 
 flax.struct.dataclass = _unchecked_container
-jaxtyping.install_import_hook(["zoo", "pallas_kernels"], "beartype.beartype")
+jaxtyping.install_import_hook(["zoo", "pallas_kernels"], "tests.typecheck.check")
 
 
 @pytest.fixture

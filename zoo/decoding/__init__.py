@@ -1,0 +1,7 @@
+"""Generation loops over any model whose call is ``(params, tokens, state) -> (logits, state)``."""
+
+from zoo.decoding.beam import Beams, beam_search
+from zoo.decoding.generate import Generated, generate, left_pad
+from zoo.decoding.sampling import Sampling, sample
+
+__all__ = ["Beams", "Generated", "Sampling", "beam_search", "generate", "left_pad", "sample"]
