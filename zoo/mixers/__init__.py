@@ -19,20 +19,46 @@ from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attent
 from zoo.mixers.attention import Attention, AttentionState, attention, windowed_attention
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
 from zoo.mixers.lru import LRU, LRUState, lru
+from zoo.mixers.ntm import (
+    NTM,
+    Addresses,
+    NTMState,
+    address,
+    content_address,
+    ntm,
+    read_memory,
+    sharpen_address,
+    shift_address,
+    write_memory,
+)
+from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
 
 __all__ = [
     "LRU",
+    "NTM",
     "Aaren",
     "AarenState",
+    "Addresses",
     "Attention",
     "AttentionState",
     "BidirectionalAttention",
     "LRUState",
+    "NTMState",
+    "WindowMLP",
+    "WindowMLPState",
     "aaren",
     "aaren_pool",
+    "address",
     "attention",
     "bidirectional_attention",
+    "content_address",
     "lru",
+    "ntm",
     "prefix_attention",
+    "read_memory",
+    "sharpen_address",
+    "shift_address",
+    "window_mlp",
     "windowed_attention",
+    "write_memory",
 ]
