@@ -168,6 +168,8 @@ class Experiment:
       checks: preset -> checks. "smoke" may be left out (then: every arm's final loss is finite).
       measure: ``measure(config, trained, key) -> {metric: float}`` after all arms: derived and untrained numbers.
       figures: ``figures(config, trained, metrics) -> {file name: matplotlib Figure}``: drawings beyond curves.png.
+      texts: ``texts(config, trained, metrics, key) -> {title: text}``: samples and the like, printed and put in the report.
+      next_steps: what to try next, one sentence, printed last.
       notes: what a reader of the report should know (what was found, what does not separate).
     """
 
@@ -179,6 +181,8 @@ class Experiment:
     checks: Mapping[str, tuple[Check, ...]]
     measure: Callable[[Any, Mapping[str, Trained], jax.Array], Mapping[str, float]] | None = None
     figures: Callable[[Any, Mapping[str, Trained], Mapping[str, float]], Mapping[str, Any]] | None = None
+    texts: Callable[[Any, Mapping[str, Trained], Mapping[str, float], jax.Array], Mapping[str, str]] | None = None
+    next_steps: str = ""
     notes: str = ""
 
 
