@@ -84,7 +84,7 @@ def grouped_attention(
 def attention_parameters(
     module: nn.Module, *, dim: int, heads: int, kv_heads: int | None, positions: str
 ) -> dict[str, Float[Array, "..."]]:
-    """Checks the sizes and declares ``query`` [D, H, K], ``key`` and ``value`` [D, G, K], ``output`` [H, K, D] on ``module``.
+    """Checks the sizes; declares ``query`` [D, H, K], ``key``, ``value`` [D, G, K], ``output`` [H, K, D] on ``module``.
 
     K = D / H; G = ``kv_heads``, or H when it is None.
     """

@@ -120,7 +120,7 @@ def windowed_attention(
     S is T, or T + window with the window before the first query in front. 1 <= visible <= window. More than two windows
     of keys are computed chunk by chunk, so that no [T, S] array is made.
     """
-    batch, time, heads, head_dim = queries.shape
+    batch, time, heads, _ = queries.shape
     total = keys.shape[1]
     if total <= 2 * window:
         distance = jnp.arange(total - time, total)[:, None] - jnp.arange(total)
@@ -201,9 +201,8 @@ class Attention(nn.Module):
         )
         if state is not None:
             check_state(state, self.initial_state(x.shape[0]))
-        return attention(
-            params, x.astype(self.dtype), state, window=self.window, positions=self.positions, base=self.base, reset=reset
-        )
+        options = {"window": self.window, "positions": self.positions, "base": self.base}
+        return attention(params, x.astype(self.dtype), state, reset=reset, **options)
 
     def initial_state(self, batch_size: int, dtype: str | None = None) -> AttentionState:
         """An empty cache of ``dtype`` (default: the compute dtype)."""
