@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, PyTree
 
 
@@ -46,16 +47,21 @@ def tree_reduce(
     leading = _check(elements, mask, axis)
     empty = None
     if mask is not None:
-        # masked places are filled with a valid element of the same row, so that combine, whose result there is not
-        # used, sees nothing that could make its gradient NaN
+        if identity is None:
+            identity = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), elements)
+        # Masked places are filled with a valid element of the same row (with the identity in a row that has none):
+        # combine runs there too, and what it sees must not turn the gradient of its weights into NaN.
         first = jnp.expand_dims(jnp.argmax(mask, axis=axis), axis)
         empty = ~jnp.any(mask, axis=axis)
 
-        def fill(leaf):
+        def fill(leaf, neutral):
             source = jnp.take_along_axis(leaf, _expand(first, leaf), axis=axis)
-            return jnp.where(_expand(mask, leaf), leaf, source)
+            neutral = jnp.broadcast_to(jnp.asarray(neutral, leaf.dtype), jnp.squeeze(source, axis).shape)
+            none = _expand(jnp.expand_dims(empty, axis), leaf)
+            source = jnp.where(none, jnp.expand_dims(neutral, axis), source)
+            return jnp.where(_expand(mask, leaf), leaf, lax.stop_gradient(source))
 
-        elements = jax.tree.map(fill, elements)
+        elements = jax.tree.map(fill, elements, identity)
 
     length = leading[axis]
     while length > 1:
@@ -83,8 +89,6 @@ def tree_reduce(
     result = jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis), elements)
     if empty is None:
         return result
-    if identity is None:
-        identity = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), result)
     return jax.tree.map(
         lambda leaf, neutral: jnp.where(_expand(empty, leaf), jnp.asarray(neutral, leaf.dtype), leaf), result, identity
     )
