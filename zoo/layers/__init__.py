@@ -8,10 +8,13 @@ from zoo.layers.attention import (
     project_heads,
     rotary,
 )
+from zoo.layers.discretization import discretize
+from zoo.layers.hippo import legs, legs_eigen
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean
 from zoo.layers.mlp import MLP
 from zoo.layers.norms import LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
 from zoo.layers.positions import sinusoidal_positions
+from zoo.layers.trees import split_floating
 
 __all__ = [
     "MLP",
@@ -20,9 +23,12 @@ __all__ = [
     "accuracy",
     "attention_parameters",
     "cross_entropy",
+    "discretize",
     "document_positions",
     "grouped_attention",
     "layer_norm",
+    "legs",
+    "legs_eigen",
     "make_norm",
     "masked_mean",
     "merge_heads",
@@ -30,4 +36,5 @@ __all__ = [
     "rms_norm",
     "rotary",
     "sinusoidal_positions",
+    "split_floating",
 ]

@@ -31,11 +31,13 @@ from zoo.mixers.ntm import (
     shift_address,
     write_memory,
 )
+from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
 from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
 
 __all__ = [
     "LRU",
     "NTM",
+    "S5",
     "Aaren",
     "AarenState",
     "Addresses",
@@ -44,6 +46,8 @@ __all__ = [
     "BidirectionalAttention",
     "LRUState",
     "NTMState",
+    "S5Bidirectional",
+    "S5State",
     "WindowMLP",
     "WindowMLPState",
     "aaren",
@@ -56,6 +60,8 @@ __all__ = [
     "ntm",
     "prefix_attention",
     "read_memory",
+    "s5",
+    "s5_bidirectional",
     "sharpen_address",
     "shift_address",
     "window_mlp",
