@@ -61,36 +61,34 @@ def recurrent() -> list[dict]:
 
 def decoding() -> list[dict]:
     """Tokens per second of zoo.generate against a Python loop over the jitted one-token call."""
-    rows = []
-    for mixer in ("lstm", "gru", "s5", "attention"):
-        for batch in (1, 16):
-            model = zoo.LanguageModel(vocab_size=256, dim=128, pattern=(mixer,), depth=4)
-            prompt = jnp.ones((batch, 16), jnp.int32)
-            params = jax.jit(model.init)(jax.random.key(0), prompt)
-            count, keys = 128, jax.random.split(jax.random.key(1), batch)
-            prefill, step = (
-                jax.jit(lambda p, t, m=model: m.apply(p, t)),
-                jax.jit(lambda p, t, s, m=model: m.apply(p, t, s)),
-            )
+    return [_decoding(mixer, batch) for mixer in ("lstm", "gru", "s5", "attention") for batch in (1, 16)]
 
-            def ours(model=model, params=params, prompt=prompt, keys=keys):
-                return zoo.generate(model, params, prompt, max_new_tokens=count, key=keys).tokens
 
-            def theirs(prefill=prefill, step=step, params=params, prompt=prompt, keys=keys):
-                logits, state = prefill(params, prompt)
-                out = []
-                for n in range(count):
-                    token = jax.vmap(jax.random.categorical)(
-                        jax.vmap(jax.random.fold_in, (0, None))(keys, n), logits[:, -1]
-                    )
-                    out.append(token)
-                    logits, state = step(params, token[:, None], state)
-                return jnp.stack(out, axis=1)
+def _decoding(mixer: str, batch: int, count: int = 128) -> dict:
+    model = zoo.LanguageModel(vocab_size=256, dim=128, pattern=(mixer,), depth=4)
+    prompt = jnp.ones((batch, 16), jnp.int32)
+    params = jax.jit(model.init)(jax.random.key(0), prompt)
+    keys = jax.random.split(jax.random.key(1), batch)
+    call = jax.jit(model.apply)
 
-            a, b = alternate(ours, theirs, 5)
-            rows.append(row(f"generate {mixer}", f"B={batch} D=128 L=4 N={count}", "Python loop of jitted steps", a, b,
-                            tokens_per_second=batch * count / a))  # fmt: skip
-    return rows
+    @jax.jit
+    def draw(logits, n):
+        return jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in, (0, None))(keys, n), logits[:, -1])
+
+    def ours():
+        return zoo.generate(model, params, prompt, max_new_tokens=count, key=keys).tokens
+
+    def theirs():
+        logits, state = call(params, prompt)
+        out = []
+        for n in range(count):
+            out.append(draw(logits, n))
+            logits, state = call(params, out[-1][:, None], state)
+        return jnp.stack(out, axis=1)
+
+    a, b = alternate(ours, theirs, 5)
+    shape = f"B={batch} D=128 L=4 N={count}"
+    return row(f"generate {mixer}", shape, "Python loop of jitted steps", a, b, tokens_per_second=batch * count / a)
 
 
 def trainer() -> list[dict]:
@@ -187,7 +185,8 @@ def markdown(results: dict) -> str:
     lines = [f"# CPU measurements, {results['date']}", "", f"{results['machine']}; {results['versions']}.", "",
              "Medians of alternating repeats; ratio = theirs / ours, above 1 the zoo is faster.", ""]  # fmt: skip
     for section, rows in results["sections"].items():
-        lines += [f"## {section}", "", (SECTIONS[section].__doc__ or "").splitlines()[0], "",
+        summary = (SECTIONS[section].__doc__ or "").splitlines()[0]
+        lines += [f"## {section}", "", summary, "",
                   "| what | shape | against | ours, ms | theirs, ms | ratio | |", "|---|---|---|---|---|---|---|"]  # fmt: skip
         for r in rows:
             known = {"name", "shape", "alternative", "seconds_ours", "seconds_theirs", "ratio"}

@@ -1,4 +1,8 @@
-"""Sequence classifier: input projection or embedding, a stack of mixers, pooling, a linear head."""
+"""Sequence classifier: input projection or embedding, a stack of mixers, pooling, a linear head.
+
+One label per row (pooling "mean", "last", "max") or one per step ("none"); features or tokens; rows of unequal length;
+causal or bidirectional mixers alike. Cost is the stack's.
+"""
 
 from typing import ClassVar
 
