@@ -65,7 +65,9 @@ class LanguageModel(nn.Module):
         """The stack of this model, as a module of its own."""
         fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_position", "final_norm", "dropout",
                   "remat", "dtype")  # fmt: skip
-        return Stack(**{f: getattr(self, f) for f in fields}, name=name)
+        # Without a name it stands alone, so that states can be made outside of init and apply.
+        options = {"name": name} if name else {"parent": None}
+        return Stack(**{f: getattr(self, f) for f in fields}, **options)
 
     @nn.compact
     def __call__(
