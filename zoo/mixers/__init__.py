@@ -18,6 +18,7 @@ The contract, which the laws in tests/laws check for every registered mixer:
 from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attention
 from zoo.mixers.attention import Attention, AttentionState, attention, windowed_attention
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
+from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
 from zoo.mixers.lru import LRU, LRUState, lru
 from zoo.mixers.ntm import (
     NTM,
@@ -32,6 +33,14 @@ from zoo.mixers.ntm import (
     write_memory,
 )
 from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
+from zoo.mixers.universal_transformer import (
+    UniversalTransformer,
+    UniversalTransformerEncoder,
+    UniversalTransformerState,
+    ponder_cost,
+    step_histogram,
+    universal_transformer,
+)
 from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
 
 __all__ = [
@@ -45,9 +54,14 @@ __all__ = [
     "AttentionState",
     "BidirectionalAttention",
     "LRUState",
+    "LiquidS4",
+    "LiquidS4State",
     "NTMState",
     "S5Bidirectional",
     "S5State",
+    "UniversalTransformer",
+    "UniversalTransformerEncoder",
+    "UniversalTransformerState",
     "WindowMLP",
     "WindowMLPState",
     "aaren",
@@ -56,14 +70,20 @@ __all__ = [
     "attention",
     "bidirectional_attention",
     "content_address",
+    "liquid_s4",
+    "liquid_scan",
+    "liquid_second_order",
     "lru",
     "ntm",
+    "ponder_cost",
     "prefix_attention",
     "read_memory",
     "s5",
     "s5_bidirectional",
     "sharpen_address",
     "shift_address",
+    "step_histogram",
+    "universal_transformer",
     "window_mlp",
     "windowed_attention",
     "write_memory",
