@@ -2,6 +2,18 @@
 
 from zoo.decoding.beam import Beams, beam_search
 from zoo.decoding.generate import Generated, generate, left_pad
+from zoo.decoding.rollout import decision_policy, host_rollout, rollout
 from zoo.decoding.sampling import Sampling, sample
 
-__all__ = ["Beams", "Generated", "Sampling", "beam_search", "generate", "left_pad", "sample"]
+__all__ = [
+    "Beams",
+    "Generated",
+    "Sampling",
+    "beam_search",
+    "decision_policy",
+    "generate",
+    "host_rollout",
+    "left_pad",
+    "rollout",
+    "sample",
+]
