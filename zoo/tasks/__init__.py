@@ -4,19 +4,54 @@ from zoo.tasks.agreement import Agreement
 from zoo.tasks.algorithmic import Algorithmic
 from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
+from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
+from zoo.tasks.forecasting import SeriesWindows, SumOfSines
+from zoo.tasks.labelling import FutureContext, NoisyStrokes
 from zoo.tasks.lambada import Lambada
 from zoo.tasks.learning_to_execute import LearningToExecute
+from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_accuracy
+from zoo.tasks.motifs import MotifClassification
+from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
+from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
+from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
+from zoo.tasks.reversal import Reversal
+from zoo.tasks.timeseries import UEAClassification
 
 __all__ = [
+    "Adding",
     "Agreement",
     "Algorithmic",
     "Babi",
     "Batch",
     "ChainRoot",
+    "CopyMemory",
+    "DelayedRecall",
+    "EventSequences",
+    "Events",
+    "FutureContext",
     "Hop",
     "HostTask",
     "Lambada",
     "LearningToExecute",
+    "MarkovLogNormal",
+    "MotifClassification",
+    "NoisyStrokes",
+    "OfflineTrajectories",
+    "ParallelText",
+    "Parity",
+    "PointMass",
+    "Reversal",
+    "SeriesWindows",
+    "SumOfSines",
     "Task",
+    "TemporalOrder",
+    "Trajectory",
+    "UEAClassification",
+    "bleu",
+    "edit_distance",
+    "error_rate",
+    "normalised_return",
+    "perplexity",
+    "word_accuracy",
 ]
