@@ -25,6 +25,7 @@ import dataclasses
 import importlib
 import math
 import operator
+import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -200,11 +201,17 @@ def register(experiment: Experiment) -> Experiment:
 
 
 def experiments() -> dict[str, Experiment]:
-    """All registered experiments by name (imports every file of experiments/papers)."""
+    """All registered experiments by name.
+
+    Imports every file of experiments/papers, and the modules that the environment variable ZOO_EXPERIMENT_MODULES
+    names (comma-separated): that is how experiments outside this package join.
+    """
     import experiments.papers
 
     for module in pkgutil.iter_modules(experiments.papers.__path__):
         importlib.import_module(f"experiments.papers.{module.name}")
+    for name in filter(None, os.environ.get("ZOO_EXPERIMENT_MODULES", "").split(",")):
+        importlib.import_module(name.strip())
     return dict(sorted(_EXPERIMENTS.items()))
 
 

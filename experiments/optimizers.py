@@ -1,0 +1,114 @@
+"""Optimisers and schedules of ``Training``, put together from optax."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.errors import UsageError
+from experiments.experiment import Training
+from zoo.checks import check_choice, check_positive
+
+OPTIMIZERS = ("adamw", "adam", "lion", "rmsprop", "sgd")
+DECAYED = ("adamw", "lion")
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
+
+
+def validate(training: Training, num_devices: int = 1) -> None:
+    """Raises UsageError for a field of ``training`` that cannot be, naming it as ``--set`` would."""
+    try:
+        check_choice("optimizer", training.optimizer, OPTIMIZERS)
+        check_choice("schedule", training.schedule, SCHEDULES)
+        for name in ("batch_size", "accumulate", "steps_per_call"):
+            check_positive(name, getattr(training, name))
+        for name in ("evaluate_every", "checkpoint_every"):
+            if getattr(training, name) is not None:
+                check_positive(name, getattr(training, name))
+    except ValueError as error:
+        raise UsageError(f"training.{error}") from None
+    for name in ("steps", "warmup", "learning_rate", "weight_decay", "slow_scale", "final_scale", "eps"):
+        if not getattr(training, name) >= 0:
+            raise UsageError(f"training.{name} must not be negative, got {getattr(training, name)!r}")
+    for name in ("clip_norm", "clip_value"):
+        if getattr(training, name) is not None and not getattr(training, name) > 0:
+            raise UsageError(f"training.{name} must be positive or None, got {getattr(training, name)!r}")
+    for name in ("b1", "b2", "ema"):
+        if getattr(training, name) is not None and not 0 <= getattr(training, name) < 1:
+            raise UsageError(f"training.{name} must lie in [0, 1), got {getattr(training, name)!r}")
+    if training.weight_decay and training.optimizer not in DECAYED:
+        raise UsageError(
+            f"training.weight_decay={training.weight_decay} needs training.optimizer {' or '.join(DECAYED)}, "
+            f"got {training.optimizer!r}"
+        )
+    for pattern in training.slow:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"training.slow: {pattern!r} is not a regular expression: {error}") from None
+    parts = num_devices * training.accumulate
+    if training.batch_size % parts:
+        raise UsageError(
+            f"training.batch_size={training.batch_size} is not divisible by {parts} "
+            f"({num_devices} devices x accumulate={training.accumulate}); "
+            f"the nearest that is: {max(parts, round(training.batch_size / parts) * parts)}"
+        )
+
+
+def learning_rate(training: Training) -> optax.Schedule:
+    """Learning rate as a function of the optimiser step (from 0): linear warm-up from 0, then the schedule."""
+    peak, warmup = training.learning_rate, training.warmup
+    rest = max(1, training.steps - warmup)
+    if training.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=training.final_scale)
+    elif training.schedule == "linear":
+        after = optax.linear_schedule(peak, peak * training.final_scale, rest)
+    elif training.schedule == "inverse_sqrt":
+        # peak * sqrt(warmup / step): continuous at the end of the warm-up, as in Vaswani et al. 2017
+        offset = max(1, warmup)
+
+        def after(step):
+            return peak * jnp.sqrt(offset / (step + offset))
+    else:
+        after = optax.constant_schedule(peak)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def optimizer(training: Training) -> optax.GradientTransformation:
+    """Clipping by value, then by global norm, the optimiser, decay and learning rate that ``training`` describes."""
+    direction = {
+        "adamw": lambda: optax.scale_by_adam(training.b1, training.b2, training.eps),
+        "adam": lambda: optax.scale_by_adam(training.b1, training.b2, training.eps),
+        "lion": lambda: optax.scale_by_lion(training.b1, training.b2),
+        "rmsprop": lambda: optax.scale_by_rms(decay=training.b2, eps=training.eps),
+        "sgd": lambda: optax.trace(training.b1) if training.b1 else optax.identity(),
+    }[training.optimizer]()
+    parts = []
+    if training.clip_value is not None:
+        parts.append(optax.clip(training.clip_value))
+    if training.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(training.clip_norm))
+    parts.append(direction)
+    if training.weight_decay:
+        parts.append(optax.add_decayed_weights(training.weight_decay, mask=lambda p: _decayed(training, p)))
+    if training.slow:
+        parts.append(optax.masked(optax.scale(training.slow_scale), lambda p: slow(training, p)))
+    parts.append(optax.scale_by_learning_rate(learning_rate(training)))
+    return optax.chain(*parts)
+
+
+def slow(training: Training, params: Any) -> Any:
+    """Tree of bool: True for parameters whose path one of ``training.slow`` is found in."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.search(pattern, parameter_path(path)) for pattern in training.slow), params
+    )
+
+
+def _decayed(training: Training, params: Any) -> Any:
+    return jax.tree.map(lambda p, is_slow: jnp.ndim(p) >= 2 and not is_slow, params, slow(training, params))
+
+
+def parameter_path(path: tuple) -> str:
+    """A key path as text, e.g. ``params/layers/log_step``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
