@@ -1,6 +1,7 @@
 """Generation loops over any model whose call is ``(params, tokens, state) -> (logits, state)``."""
 
 from zoo.decoding.beam import Beams, beam_search
+from zoo.decoding.ctc import ctc_best_path, ctc_prefix_beam_search
 from zoo.decoding.generate import Generated, generate, left_pad
 from zoo.decoding.rollout import decision_policy, host_rollout, rollout
 from zoo.decoding.sampling import Sampling, sample
@@ -10,6 +11,8 @@ __all__ = [
     "Generated",
     "Sampling",
     "beam_search",
+    "ctc_best_path",
+    "ctc_prefix_beam_search",
     "decision_policy",
     "generate",
     "host_rollout",

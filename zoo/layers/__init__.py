@@ -8,6 +8,7 @@ from zoo.layers.attention import (
     project_heads,
     rotary,
 )
+from zoo.layers.ctc import ctc_loss
 from zoo.layers.discretization import discretize
 from zoo.layers.hippo import legs, legs_eigen
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean
@@ -23,6 +24,7 @@ __all__ = [
     "accuracy",
     "attention_parameters",
     "cross_entropy",
+    "ctc_loss",
     "discretize",
     "document_positions",
     "grouped_attention",

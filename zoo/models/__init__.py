@@ -1,15 +1,19 @@
 """Whole models, assembled from mixers by name."""
 
+from zoo.models.captioner import Captioner, ConvFeatures
 from zoo.models.classifier import SequenceClassifier
 from zoo.models.decision import DecisionModel
 from zoo.models.encoder_decoder import EncoderDecoder, EncoderDecoderState
 from zoo.models.event_model import EventModel, EventModelState, EventPrediction
 from zoo.models.forecaster import Forecaster
 from zoo.models.language_model import LanguageModel, LanguageModelState
+from zoo.models.ngram import NGram, fit_ngram, ngram_entropy, ngram_log_probs
 from zoo.models.stack import Block, Stack
 
 __all__ = [
     "Block",
+    "Captioner",
+    "ConvFeatures",
     "DecisionModel",
     "EncoderDecoder",
     "EncoderDecoderState",
@@ -19,6 +23,10 @@ __all__ = [
     "Forecaster",
     "LanguageModel",
     "LanguageModelState",
+    "NGram",
     "SequenceClassifier",
     "Stack",
+    "fit_ngram",
+    "ngram_entropy",
+    "ngram_log_probs",
 ]

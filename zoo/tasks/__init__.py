@@ -4,9 +4,10 @@ from zoo.tasks.agreement import Agreement
 from zoo.tasks.algorithmic import Algorithmic
 from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
+from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
-from zoo.tasks.labelling import FutureContext, NoisyStrokes
+from zoo.tasks.labelling import FutureContext, LabelledFrames, NoisyStrokes
 from zoo.tasks.lambada import Lambada
 from zoo.tasks.learning_to_execute import LearningToExecute
 from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_accuracy
@@ -16,6 +17,7 @@ from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
 from zoo.tasks.reversal import Reversal
+from zoo.tasks.text_streams import TextStreams, load_tokens
 from zoo.tasks.timeseries import UEAClassification
 
 __all__ = [
@@ -29,9 +31,11 @@ __all__ = [
     "DelayedRecall",
     "EventSequences",
     "Events",
+    "FeatureCaptions",
     "FutureContext",
     "Hop",
     "HostTask",
+    "LabelledFrames",
     "Lambada",
     "LearningToExecute",
     "MarkovLogNormal",
@@ -43,14 +47,17 @@ __all__ = [
     "PointMass",
     "Reversal",
     "SeriesWindows",
+    "ShapeCaptions",
     "SumOfSines",
     "Task",
     "TemporalOrder",
+    "TextStreams",
     "Trajectory",
     "UEAClassification",
     "bleu",
     "edit_distance",
     "error_rate",
+    "load_tokens",
     "normalised_return",
     "perplexity",
     "word_accuracy",

@@ -1,9 +1,12 @@
 """Labelling sequences: a label for every frame, or a string of labels for the whole (the task of CTC)."""
 
 import dataclasses
+import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from zoo.checks import check_positive
@@ -104,3 +107,70 @@ class NoisyStrokes(Task):
         length = ends[-1]
         inputs = jnp.where((steps < length)[:, None], pen, 0)
         return Batch(inputs, jnp.where(real, symbols + 1, 0), real, length)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledFrames(Task):
+    """Real unsegmented labelling from a file: IAM-OnDB pen strokes with characters, TIMIT frames with phonemes.
+
+    Both corpora are licensed and must be obtained from their makers. The file is a .npz with four arrays: ``features``
+    float [all frames, F], the sequences one after another; ``lengths`` [N] frames of each; ``labels`` int [all labels],
+    from 1 on (0 is the CTC blank); ``label_lengths`` [N].
+
+    Batch: as ``NoisyStrokes``, padded to the longest sequence and the longest label string of the file.
+
+    Attributes:
+      path: the file.
+    """
+
+    path: str = ""
+
+    def data(self) -> tuple[Array, Array, Array, Array]:
+        """(features [N, time, F], frames [N], labels [N, max labels], number of labels [N])."""
+        return tuple(jnp.asarray(a) for a in load_labelled(self.path))
+
+    @property
+    def symbols(self) -> int:
+        """Largest label."""
+        return int(load_labelled(self.path)[2].max())
+
+    def example(self, key: Key[Array, ""], data: tuple[Array, Array, Array, Array]) -> Batch:
+        features, lengths, labels, label_lengths = data
+        row = jax.random.randint(key, (), 0, lengths.shape[0])
+        mask = jnp.arange(labels.shape[1]) < label_lengths[row]
+        return Batch(features[row], labels[row], mask, lengths[row])
+
+
+@functools.lru_cache(maxsize=4)
+def load_labelled(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Reads the file of ``LabelledFrames`` into padded arrays; a wrong layout raises ValueError that says what is needed."""
+    needed = ("features", "lengths", "labels", "label_lengths")
+    if not path or not pathlib.Path(path).is_file():
+        raise FileNotFoundError(
+            f"data.path={path!r} must be a .npz file with {', '.join(needed)}: sequences of IAM-OnDB or TIMIT (licensed, "
+            "obtain them from their makers), features [all frames, F] and labels from 1 on, one sequence after another"
+        )
+    with np.load(path) as archive:
+        missing = [name for name in needed if name not in archive.files]
+        if missing:
+            raise ValueError(f"{pathlib.Path(path).name} lacks {', '.join(missing)}; needed: {', '.join(needed)}")
+        features, lengths, labels, label_lengths = (archive[name] for name in needed)
+    if lengths.sum() != len(features) or label_lengths.sum() != len(labels) or len(lengths) != len(label_lengths):
+        raise ValueError(
+            f"lengths sum to {lengths.sum()} for {len(features)} frames and label_lengths to {label_lengths.sum()} for "
+            f"{len(labels)} labels; both must agree"
+        )
+    if labels.min(initial=1) < 1:
+        raise ValueError("labels must count from 1 (0 is the blank)")
+    return (
+        _pad(features.astype(np.float32), lengths), lengths.astype(np.int32),
+        _pad(labels.astype(np.int32), label_lengths), label_lengths.astype(np.int32),
+    )  # fmt: skip
+
+
+def _pad(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Cuts ``values`` into rows of ``lengths`` and pads them with zeros."""
+    padded = np.zeros((len(lengths), lengths.max(), *values.shape[1:]), values.dtype)
+    for row, part in zip(padded, np.split(values, np.cumsum(lengths)[:-1])):
+        row[: len(part)] = part
+    return padded
