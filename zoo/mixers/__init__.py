@@ -18,8 +18,11 @@ The contract, which the laws in tests/laws check for every registered mixer:
 from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attention
 from zoo.mixers.attention import Attention, AttentionState, attention, windowed_attention
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
+from zoo.mixers.elman import Elman, ElmanState, elman
+from zoo.mixers.gru import GRU, GRUState, gru
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
 from zoo.mixers.lru import LRU, LRUState, lru
+from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
 from zoo.mixers.ntm import (
     NTM,
     Addresses,
@@ -44,7 +47,9 @@ from zoo.mixers.universal_transformer import (
 from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
 
 __all__ = [
+    "GRU",
     "LRU",
+    "LSTM",
     "NTM",
     "S5",
     "Aaren",
@@ -53,7 +58,11 @@ __all__ = [
     "Attention",
     "AttentionState",
     "BidirectionalAttention",
+    "Elman",
+    "ElmanState",
+    "GRUState",
     "LRUState",
+    "LSTMState",
     "LiquidS4",
     "LiquidS4State",
     "NTMState",
@@ -70,10 +79,14 @@ __all__ = [
     "attention",
     "bidirectional_attention",
     "content_address",
+    "elman",
+    "gru",
     "liquid_s4",
     "liquid_scan",
     "liquid_second_order",
     "lru",
+    "lstm",
+    "lstm_states",
     "ntm",
     "ponder_cost",
     "prefix_attention",
