@@ -22,7 +22,17 @@ from experiments.experiment import Arm, Trained
 from experiments.logs import RunLog
 from experiments.optimizers import parameter_path
 from experiments.progress import Progress
-from experiments.steps import AXIS, Inputs, Summary, TrainState, call_length, compile_step, initial_state, keys, step_keys
+from experiments.steps import (
+    AXIS,
+    Inputs,
+    Summary,
+    TrainState,
+    call_length,
+    compile_step,
+    initial_state,
+    keys,
+    step_keys,
+)
 from zoo.tasks import HostTask
 
 

@@ -1,0 +1,86 @@
+"""Schedules, groups of parameters and clipping do what ``Training`` says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.errors import UsageError
+from experiments.experiment import Training
+from experiments.optimizers import OPTIMIZERS, learning_rate, optimizer, slow, validate
+
+PARAMS = {"params": {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "log_step": jnp.ones((2, 2))}}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        ("constant", {0: 0.0, 5: 0.5, 10: 1.0, 60: 1.0}),
+        ("linear", {5: 0.5, 10: 1.0, 60: 0.55, 110: 0.1}),
+        ("cosine", {10: 1.0, 60: 0.55, 110: 0.1}),
+        ("inverse_sqrt", {5: 0.5, 10: 1.0, 40: 0.5}),
+    ],
+)
+def test_schedules_pass_through_their_corners(schedule, values):
+    rate = learning_rate(Training(steps=110, learning_rate=1.0, warmup=10, schedule=schedule, final_scale=0.1))
+    for step, value in values.items():
+        np.testing.assert_allclose(rate(step), value, rtol=1e-6)
+
+
+def test_slow_parameters_get_their_own_rate_and_no_decay():
+    training = Training(
+        optimizer="sgd", b1=0.0, learning_rate=1.0, slow=("log_step$",), slow_scale=0.1, clip_norm=None, weight_decay=0.0
+    )
+    ones = jax.tree.map(jnp.ones_like, PARAMS)
+    updates, _ = optimizer(training).update(ones, optimizer(training).init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["params"]["log_step"], -0.1, rtol=1e-6)
+    np.testing.assert_allclose(updates["params"]["dense"]["kernel"], -1.0, rtol=1e-6)
+    assert slow(training, PARAMS) == {"params": {"dense": {"kernel": False, "bias": False}, "log_step": True}}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_decay_pulls_matrices_only(name):
+    training = Training(optimizer=name, learning_rate=0.5, weight_decay=0.2, slow=("log_step",))
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = optimizer(training).update(zeros, optimizer(training).init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["params"]["dense"]["kernel"], -0.1, rtol=1e-5)
+    assert not np.any(updates["params"]["dense"]["bias"]) and not np.any(updates["params"]["log_step"])
+
+
+def test_gradients_are_clipped_by_value_and_then_by_norm():
+    training = Training(optimizer="sgd", b1=0.0, learning_rate=1.0, clip_value=3.0, clip_norm=1.0)
+    grads = {"a": jnp.array([100.0, 4.0]), "b": jnp.array([0.0])}
+    updates, _ = optimizer(training).update(grads, optimizer(training).init(grads), grads)
+    np.testing.assert_allclose(updates["a"], -np.array([3.0, 3.0]) / np.sqrt(18), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_descends(name):
+    transform = optimizer(Training(optimizer=name, learning_rate=0.01))
+    w = {"w": jnp.array([1.0, -2.0])}
+    state = transform.init(w)
+    for _ in range(20):
+        updates, state = transform.update(w, state, w)  # gradient of |w|^2 / 2
+        w = jax.tree.map(jnp.add, w, updates)
+    assert np.all(np.abs(w["w"]) < [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer": "adamm"}, "did you mean 'adam'"),
+        ({"schedule": "cos"}, "did you mean 'cosine'"),
+        ({"batch_size": 0}, "batch_size must be a positive integer"),
+        ({"steps": -1}, "steps must not be negative"),
+        ({"batch_size": 30}, "the nearest that is: 32"),
+        ({"batch_size": 8, "accumulate": 4}, "4 devices x accumulate=4"),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive or None"),
+        ({"optimizer": "sgd", "weight_decay": 0.1}, "needs training.optimizer adamw or lion"),
+        ({"slow": ("(",)}, "not a regular expression"),
+        ({"evaluate_every": 0}, "evaluate_every must be a positive integer"),
+    ],
+)
+def test_training_that_cannot_be_is_refused_by_name(fields, message):
+    with pytest.raises(UsageError, match=message):
+        validate(Training(**fields), num_devices=4)

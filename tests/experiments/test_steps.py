@@ -1,0 +1,142 @@
+"""The compiled step equals a plain loop, on any number of devices, and does not take a step that is not finite."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments.experiment import Training
+from experiments.optimizers import optimizer
+from experiments.steps import (
+    Inputs,
+    abstract_arguments,
+    call_length,
+    compile_step,
+    initial_state,
+    keys,
+    step_keys,
+)
+from tests.experiments.toy import Config, arm
+from zoo.tasks import HostTask
+
+TRAINING = Training(steps=5, batch_size=8, steps_per_call=5, learning_rate=1e-2, ema=0.99)
+
+
+_CALLS = {}
+
+
+def trained(config: Config, num_devices: int, count: int = 5, seed: int = 0):
+    """State and summary after one call on the first ``num_devices`` devices, as NumPy with the device axis."""
+    key = (repr(config), num_devices)
+    if key not in _CALLS:
+        _CALLS[key] = compile_step(arm(config), jax.devices()[:num_devices])
+    a = arm(config)
+    n = num_devices
+    if isinstance(a.task, HostTask):
+        per = a.training.batch_size // n
+        rows = [[a.task.read(seed, s, range(d * per, (d + 1) * per), 8) for s in range(5)] for d in range(n)]
+        rows = jax.tree.map(lambda *x: np.stack(x).reshape(n, 5, *x[0].shape), *[r for device in rows for r in device])
+        data, first = None, a.task.read(seed, 0, range(1), 8)
+    else:
+        rows, data = None, a.task.data()
+        first = data
+    state = jax.jit(lambda d: initial_state(a, seed, n, d))(first)
+    replicate = functools.partial(jax.tree.map, lambda x: np.stack([np.asarray(x)] * n))
+    inputs = Inputs(*replicate((step_keys(seed), data)), rows)
+    return jax.tree.map(np.asarray, _CALLS[key](replicate(state), replicate(np.int32(count)), inputs))
+
+
+def plain_loop(config: Config, steps: int, seed: int = 0):
+    """The same training as a Python loop without pmap, scan or freezing: returns params, moving average, losses."""
+    a = arm(config)
+    transform = optimizer(a.training)
+    params = initial_state(a, seed, 1, a.task.data()).params
+    opt_state, ema, losses = transform.init(params), params, []
+    gradient = jax.jit(jax.value_and_grad(a.loss, has_aux=True))
+    for step in range(steps):
+        row_keys = jax.random.split(jax.random.fold_in(keys(seed)["data"], step), a.training.batch_size)
+        batch = a.task.rows(row_keys, a.task.data())
+        (loss, _), grads = gradient(params, batch, None, step, None)
+        updates, opt_state = transform.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        decay = min(0.99, (1 + step) / (10 + step))
+        ema = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, ema, params)
+        losses.append(float(loss))
+    return params, ema, losses
+
+
+def close(got, wanted, device=0, rtol=2e-5):
+    """Float32 rounding over a few Adam steps."""
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g[device], w, rtol=rtol, atol=1e-6), got, wanted)
+
+
+def test_a_call_equals_a_plain_loop_over_the_documented_batches():
+    config = Config(training=TRAINING)
+    params, ema, losses = plain_loop(config, 5)
+    state, summary = trained(config, 1)
+    close(state.params, params)
+    close(state.ema, ema)
+    np.testing.assert_allclose(summary.metrics["loss"][0], np.mean(losses), rtol=1e-5)
+    assert state.step[0] == 5 and state.bad_step[0] == -1
+
+
+@pytest.mark.parametrize("source", ["device", "host"])
+def test_four_devices_equal_one(source):
+    config = Config(source=source, training=TRAINING)
+    one, _ = trained(config, 1)
+    four, summary = trained(config, 4)
+    for device in range(4):
+        close(four.params, jax.tree.map(lambda x: x[0], one.params), device)
+    assert summary.metrics["loss"].shape == (4,) and len(set(summary.metrics["loss"])) == 1
+
+
+def test_micro_batches_equal_one_batch():
+    whole, _ = trained(Config(training=TRAINING), 1)
+    parts, _ = trained(Config(training=dataclasses.replace(TRAINING, accumulate=4)), 1)
+    close(parts.params, jax.tree.map(lambda x: x[0], whole.params))
+
+
+def test_carry_goes_from_step_to_step_by_row():
+    one, _ = trained(Config(carry=True, training=TRAINING), 1)
+    four, _ = trained(Config(carry=True, training=dataclasses.replace(TRAINING, accumulate=2)), 4)
+    assert one.carry.shape == (1, 8, 4) and four.carry.shape == (4, 2, 4) and np.any(one.carry)
+    np.testing.assert_allclose(four.carry.reshape(8, 4), one.carry[0], rtol=1e-6, atol=1e-7)
+
+
+def test_a_shorter_call_stops_exactly_there():
+    config = Config(training=TRAINING)
+    params, _, losses = plain_loop(config, 3)
+    state, summary = trained(config, 1, count=3)
+    close(state.params, params)
+    assert state.step[0] == 3
+    np.testing.assert_allclose(summary.metrics["loss"][0], np.mean(losses), rtol=1e-5)
+
+
+def test_the_state_freezes_before_a_step_that_is_not_finite():
+    healthy = Config(training=TRAINING)
+    state, summary = trained(dataclasses.replace(healthy, nan_at=3), 1)
+    before, _ = trained(healthy, 1, count=3)
+    assert summary.bad_step[0] == 3 and state.step[0] == 3 and np.isnan(summary.bad_loss[0])
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.params)]
+    assert paths[summary.bad_leaf[0]] == "['hidden']['kernel']"
+    close(state.params, jax.tree.map(lambda x: x[0], before.params), rtol=1e-6)
+
+
+def test_abstract_arguments_are_those_of_the_real_call():
+    for config in (Config(carry=True, training=TRAINING), Config(source="host", training=TRAINING)):
+        a = arm(config)
+        assert compile_step(a, jax.devices()[:2]).lower(*abstract_arguments(a, 2)).as_text()
+    state, count, _ = abstract_arguments(arm(Config(training=TRAINING)), 8, 2)
+    assert count.shape == (2,) and state.params["out"]["kernel"].shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("steps", "per_call", "evaluate", "save", "wanted"),
+    [(1000, 50, None, None, 50), (97, 50, None, None, 49), (10, 50, None, None, 10), (100, 50, 30, 20, 20), (0, 5, None, None, 1)],
+)
+def test_calls_are_spread_evenly_between_stops(steps, per_call, evaluate, save, wanted):
+    training = Training(steps=steps, steps_per_call=per_call, evaluate_every=evaluate, checkpoint_every=save)
+    assert call_length(training) == wanted
