@@ -1,7 +1,7 @@
 """Measuring instruments."""
 
 from zoo.analysis.counting import Memory, count_parameters, flops, memory, state_bytes
-from zoo.analysis.gradient_flow import jacobian_log_norms, log_norm_bound, mixer_step, rnn_step, weight_sweep
+from zoo.analysis.gradient_flow import jacobian_log_norms, log_norm_bound, mixer_step, weight_sweep
 
 __all__ = [
     "Memory",
@@ -11,7 +11,6 @@ __all__ = [
     "log_norm_bound",
     "memory",
     "mixer_step",
-    "rnn_step",
     "state_bytes",
     "weight_sweep",
 ]

@@ -10,7 +10,7 @@ gradients to vanish; a spectral radius above 1/gamma is necessary for them to ex
 Products are renormalised at every step and norms are returned as logarithms: 0.125^400 is a number here, not zero.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from zoo.checks import check_choice, check_positive
 from zoo.layers import split_floating
+from zoo.mixers import Elman
 
 SLOPES = {"tanh": 1.0, "sigmoid": 0.25, "relu": 1.0, "identity": 1.0}
 
@@ -78,17 +79,6 @@ def mixer_step(module: Any) -> Callable[[Any, Array, Any], Any]:
     return step
 
 
-def rnn_step(activation: str) -> Callable[[Mapping[str, Array], Array, Array], Array]:
-    """``step(params, x_t [D], h [H]) -> h``: act(W_hx x + W_hh h + b_h), weights [out, in] (Elman 1990)."""
-    check_choice("activation", activation, SLOPES)
-    act = {"tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "identity": lambda a: a}[activation]
-
-    def step(params, x, h):
-        return act(params["W_hx"] @ x + params["W_hh"] @ h + params["b_h"])
-
-    return step
-
-
 def log_norm_bound(weight: Float[Array, "H H"], activation: str, time: int) -> Float[Array, " T"]:
     """log (gamma sigma_max(W))^t for t = 1 .. time: no Jacobian of the recurrence exceeds it."""
     check_choice("activation", activation, SLOPES)
@@ -105,7 +95,7 @@ def weight_sweep(
     time: int = 40,
     input_std: float = 1e-3,
 ) -> dict[str, dict[float, Float[Array, " T"]]]:
-    """Jacobian log-norms of simple networks with W_hh = scale times an orthogonal matrix, under small random inputs.
+    """Jacobian log-norms of Elman networks with W_hh = scale times an orthogonal matrix, under small random inputs.
 
     Small inputs and zero biases keep tanh in its linear range, where its Jacobian is W_hh itself: the norm is
     scale^t. A sigmoid's slope is 1/4 there, a ReLU lets about half of the directions through.
@@ -116,14 +106,15 @@ def weight_sweep(
     check_positive("time", time)
     key_w, key_u, key_x = jax.random.split(key, 3)
     orthogonal = jax.random.orthogonal(key_w, dim)
-    params = {"W_hx": jax.random.normal(key_u, (dim, dim)) * dim**-0.5, "b_h": jnp.zeros(dim)}
+    fixed = {"input_kernel": jax.random.normal(key_u, (dim, dim)) * dim**-0.5, "bias": jnp.zeros(dim)}
     x = input_std * jax.random.normal(key_x, (time, dim))
     norms: dict[str, dict[float, Array]] = {}
     for activation in activations:
-        step = rnn_step(activation)
+        network = Elman(dim, activation=activation)
 
-        def profile(scale, step=step):
-            return jacobian_log_norms(step, {**params, "W_hh": scale * orthogonal}, x, jnp.zeros(dim))
+        def profile(scale, network=network):
+            params = {"params": {**fixed, "recurrent_kernel": scale * orthogonal}}
+            return jacobian_log_norms(mixer_step(network), params, x, network.initial_state(1))
 
         rows = jax.jit(jax.vmap(profile))(jnp.asarray(scales))
         norms[activation] = {scale: rows[i] for i, scale in enumerate(scales)}

@@ -35,7 +35,7 @@ def ctc_best_path(
 
 
 def ctc_prefix_beam_search(
-    log_probs: Float[Array, "T V"], *, beam_size: int = 16, blank: int = 0
+    log_probs: Float[Array | np.ndarray, "T V"], *, beam_size: int = 16, blank: int = 0
 ) -> list[tuple[tuple[int, ...], float]]:
     """Most likely labellings of one sequence, each summed over all its alignments (host code).
 
@@ -67,6 +67,6 @@ def ctc_prefix_beam_search(
                 if label != blank:
                     repeated = bool(prefix) and prefix[-1] == label
                     add((*prefix, label), -math.inf, (in_blank if repeated else either) + log_p)
-        ranked = sorted(grown.items(), key=lambda item: -np.logaddexp(*item[1]))
-        beams = dict(ranked[:beam_size])
+        possible = [item for item in grown.items() if max(item[1]) > -math.inf]
+        beams = dict(sorted(possible, key=lambda item: -np.logaddexp(*item[1]))[:beam_size])
     return [(prefix, float(np.logaddexp(*scores))) for prefix, scores in beams.items()]

@@ -15,7 +15,7 @@ from zoo.layers.losses import accuracy, cross_entropy, masked_mean
 from zoo.layers.mlp import MLP
 from zoo.layers.norms import LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
 from zoo.layers.positions import sinusoidal_positions
-from zoo.layers.trees import split_floating
+from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
 
 __all__ = [
     "MLP",
@@ -23,6 +23,7 @@ __all__ = [
     "RMSNorm",
     "accuracy",
     "attention_parameters",
+    "batch_axes",
     "cross_entropy",
     "ctc_loss",
     "discretize",
@@ -37,6 +38,8 @@ __all__ = [
     "project_heads",
     "rms_norm",
     "rotary",
+    "rows_back",
+    "rows_first",
     "sinusoidal_positions",
     "split_floating",
 ]

@@ -268,6 +268,7 @@ class NTM(nn.Module):
         self, x: Float[Array, "B T D"], state: NTMState | None = None, *, reset: Bool[Array, "B T"] | None = None
     ) -> tuple[Float[Array, "B T D"], NTMState]:
         check_sequence(x, self.dim, reset)
+        self._check()
         initial = self.initial_state(x.shape[0])
         if state is not None:
             check_state(state, initial)
@@ -286,14 +287,17 @@ class NTM(nn.Module):
         }
         return _fresh(NTMState(**{name: jnp.zeros((batch_size, *shape)) for name, shape in shapes.items()}))
 
-    def _params(self) -> dict[str, Array]:
+    def _check(self) -> None:
+        """Raises ValueError for options that make no machine."""
         check_choice("controller", self.controller, CONTROLLERS)
-        hidden = self.dim if self.hidden_dim is None else self.hidden_dim
-        for name, size in {"hidden_dim": hidden, "slots": self.slots, "slot_dim": self.slot_dim, "heads": self.heads,
-                           "shifts": self.shifts}.items():  # fmt: skip
-            check_positive(name, size)
+        check_positive("hidden_dim", self.hidden_dim or self.dim)
+        for name in ("slots", "slot_dim", "heads", "shifts"):
+            check_positive(name, getattr(self, name))
         if self.shifts % 2 == 0:
             raise ValueError(f"shifts must be odd (offsets -k .. k), got {self.shifts}")
+
+    def _params(self) -> dict[str, Array]:
+        hidden = self.hidden_dim or self.dim
         reads = self.heads * self.slot_dim
         lstm = self.controller == "lstm"
         gates = 4 * hidden if lstm else hidden

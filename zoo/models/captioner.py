@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo.checks import check_choice, check_floating, check_positive, check_tokens
-from zoo.layers import split_floating
+from zoo.layers import batch_axes, rows_back, rows_first, split_floating
 from zoo.models.stack import Spec, Stack
 from zoo.registry import register
 
@@ -116,10 +116,10 @@ class Captioner(nn.Module):
         initial = self.stack.initial_state(images.shape[0])
         if self.mode == "first_input":
             return self.stack(self.project(features)[:, None], initial, deterministic=deterministic)[1]
-        leaves, others, join = split_floating(initial)
-        ones, _, _ = split_floating(self.stack.initial_state(1))
-        return join([_start(dense(features), leaf, one.shape)
-                     for dense, leaf, one in zip(self.starts, leaves, ones)], others)  # fmt: skip
+        axes = batch_axes(self.stack.initial_state)
+        leaves, others, join = split_floating(rows_first(initial, axes))
+        starts = [_start(dense(features), leaf) for dense, leaf in zip(self.starts, leaves)]
+        return rows_back(join(starts, others), axes)
 
     def decode(
         self, tokens: Int[Array, "B T"], state: Any, *, deterministic: bool = True
@@ -130,15 +130,9 @@ class Captioner(nn.Module):
         return self.output(x).astype(jnp.float32), state
 
 
-def _start(values: Float[Array, "B N"], leaf: Array, one_row: tuple[int, ...]) -> Array:
-    """tanh(values) in the shape and dtype of ``leaf``, whose batch axis is not always the first (stacked layers).
-
-    ``one_row`` is the leaf's shape for a batch of one, which tells where the batch axis is.
-    """
+def _start(values: Float[Array, "B N"], leaf: Array) -> Array:
+    """tanh(values) in the shape and dtype of ``leaf`` [B, ...]."""
     values = jnp.tanh(values).astype(jnp.float32)
     if jnp.iscomplexobj(leaf):
         values = jax.lax.complex(*jnp.split(values, 2, axis=-1))
-    rows = values.shape[0]
-    axis = next((i for i, (a, b) in enumerate(zip(leaf.shape, one_row)) if a != b), one_row.index(1))
-    rest = (*one_row[:axis], *one_row[axis + 1 :])
-    return jnp.moveaxis(values.reshape(rows, *rest), 0, axis).astype(leaf.dtype)
+    return values.reshape(leaf.shape).astype(leaf.dtype)
