@@ -17,9 +17,11 @@ The contract, which the laws in tests/laws check for every registered mixer:
 
 from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attention
 from zoo.mixers.attention import Attention, AttentionState, attention, windowed_attention
+from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
 from zoo.mixers.elman import Elman, ElmanState, elman
 from zoo.mixers.gru import GRU, GRUState, gru
+from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
 from zoo.mixers.lru import LRU, LRUState, lru
 from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
@@ -38,12 +40,12 @@ from zoo.mixers.ntm import (
 from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
 from zoo.mixers.universal_transformer import (
     UniversalTransformer,
-    UniversalTransformerEncoder,
     UniversalTransformerState,
     ponder_cost,
     step_histogram,
     universal_transformer,
 )
+from zoo.mixers.universal_transformer_encoder import UniversalTransformerEncoder
 from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
 
 __all__ = [
@@ -57,10 +59,14 @@ __all__ = [
     "Addresses",
     "Attention",
     "AttentionState",
+    "Bidirectional",
     "BidirectionalAttention",
     "Elman",
     "ElmanState",
     "GRUState",
+    "Jordan",
+    "JordanOutput",
+    "JordanState",
     "LRUState",
     "LSTMState",
     "LiquidS4",
@@ -77,10 +83,12 @@ __all__ = [
     "aaren_pool",
     "address",
     "attention",
+    "bidirectional",
     "bidirectional_attention",
     "content_address",
     "elman",
     "gru",
+    "jordan",
     "liquid_s4",
     "liquid_scan",
     "liquid_second_order",
