@@ -36,9 +36,7 @@ def depthwise_convolution(
     return total.astype(x.dtype)
 
 
-def recent(
-    x: Float[Array, "B T C"], count: int, history: Float[Array, "B H C"] | None = None
-) -> Float[Array, "B H C"]:
+def recent(x: Float[Array, "B T C"], count: int, history: Float[Array, "B H C"] | None = None) -> Float[Array, "B H C"]:
     """The last ``count`` steps of ``history`` followed by ``x``, zeros in front when there are fewer."""
     if history is None:
         history = jnp.zeros((x.shape[0], count, x.shape[2]), x.dtype)

@@ -10,6 +10,7 @@ t is handed to step t; ``traces`` is what the steps returned, stacked likewise. 
 not depend on ``steps``. The equations stand in zoo/mixers/universal_transformer.py.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from zoo.checks import check_choice, check_positive
 from zoo.layers.norms import layer_norm
 from zoo.scans import Halting, adaptive_halting
 
@@ -213,9 +215,7 @@ def ponder_cost(
     return jnp.sum(jnp.where(mask, cost, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def step_histogram(
-    steps: Int[Array, "*B"], max_steps: int, mask: Bool[Array, "*B"] | None = None
-) -> Int[Array, " N"]:
+def step_histogram(steps: Int[Array, "*B"], max_steps: int, mask: Bool[Array, "*B"] | None = None) -> Int[Array, " N"]:
     """How many positions took 0, 1, ..., max_steps steps."""
     weights = None if mask is None else mask.reshape(-1).astype(jnp.int32)
     return jnp.bincount(steps.reshape(-1), weights, length=max_steps + 1)
@@ -231,3 +231,87 @@ RECURRENCES = {
     "act": (adaptive, ("act_type", "epsilon", "freeze_halted")),
 }
 """Name -> (function, the options that are its own)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a Universal Transformer computes, apart from its parameters: see ``zoo.mixers.UniversalTransformer``."""
+
+    heads: int = 4
+    steps: int = 6
+    recurrence: str = "basic"
+    norm: str = "pre"
+    transition: str = "fc"
+    position_signal: str = "sinusoid"
+    position_start: str = "none"
+    step_signal: str = "learned"
+    sinusoid: str = "interleaved"
+    combine: str = "add"
+    act_type: str = "basic"
+    epsilon: float = 0.01
+    freeze_halted: bool = False
+    act_method: str = "scan"
+    gate_inputs: str = "i"
+    couple_gates: bool = True
+    dwa_axis: str = "depth"
+    inner_layers: int = 1
+    mix_before: int = 0
+    mix_after: int = 0
+    shared: bool = True
+    window: int | None = None
+
+    def __post_init__(self):
+        for name, choices in {
+            "recurrence": RECURRENCES, "norm": ("pre", "post"), "transition": ("fc", "sepconv"),
+            "position_signal": ("sinusoid", "none"), "position_start": ("none", "random", "step"),
+            "step_signal": ("learned", "sinusoid", "none"), "sinusoid": ("interleaved", "concatenated"),
+            "combine": ("add", "concat"), "act_type": ACT_TYPES, "act_method": ("scan", "while"),
+            "dwa_axis": ("depth", "channel"),
+        }.items():  # fmt: skip
+            check_choice(name, getattr(self, name), choices)
+        for name in ("heads", "steps", "inner_layers"):
+            check_positive(name, getattr(self, name))
+        for name in ("mix_before", "mix_after"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise ValueError(f"{name} must be a number of layers, 0 or more, got {getattr(self, name)!r}")
+        if not 0 <= self.epsilon < 1:
+            raise ValueError(f"epsilon must lie in [0, 1), got {self.epsilon!r}")
+        if not self.gate_inputs or set(self.gate_inputs) - set("sti"):
+            raise ValueError(
+                f"gate_inputs must be letters of 's' (state), 't' (transformed state), 'i' (input), got {self.gate_inputs!r}"
+            )
+        if self.recurrence in ("gru", "lstm"):
+            if self.step_signal != "none":
+                raise ValueError(
+                    f"recurrence={self.recurrence!r} counts its steps itself: it needs step_signal='none', "
+                    f"got {self.step_signal!r}"
+                )
+            if self.inner_layers != 1:
+                raise ValueError(
+                    f"recurrence={self.recurrence!r} has one inner layer, got inner_layers={self.inner_layers}"
+                )
+            if self.transition != "fc":
+                raise ValueError(f"recurrence={self.recurrence!r} has gates, no transition, got transition='sepconv'")
+        if self.window is not None:
+            check_positive("window", self.window)
+            for name in ("random", "step"):
+                if self.position_start == name:
+                    raise ValueError(
+                        f"position_start={name!r} cannot be streamed: it needs the whole sequence; "
+                        "universal_transformer_encoder has it, the causal mixer only 'none'"
+                    )
+            if self.recurrence == "act" and self.act_type == "global":
+                raise ValueError(
+                    "act_type='global' averages over the future and cannot be causal; universal_transformer_encoder has "
+                    "it, the causal mixer has 'basic', 'accumulated' and 'random'"
+                )
+
+    @property
+    def causal(self) -> bool:
+        """Whether there is a window of earlier tokens, instead of the whole document."""
+        return self.window is not None
+
+    @property
+    def applications(self) -> int:
+        """Layers applied to a token: each has a cache of its own."""
+        return self.mix_before + self.steps * self.inner_layers + self.mix_after

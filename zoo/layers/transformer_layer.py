@@ -123,7 +123,14 @@ def transformer_layer(
 
 
 def transformer_layers(
-    params: Params, x: Float[Array, "B T D"], caches: Any, memory: Any, layer: Layer, key: Any = None, *, gated: bool = False
+    params: Params,
+    x: Float[Array, "B T D"],
+    caches: Any,
+    memory: Any,
+    layer: Layer,
+    key: Any = None,
+    *,
+    gated: bool = False,
 ) -> tuple[Float[Array, "B T D"], LayerTrace]:
     """Layers whose parameters, caches and memories are stacked on axis 0, one after the other; traces are stacked too."""
 

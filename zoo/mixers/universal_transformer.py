@@ -35,8 +35,9 @@ Recurrences besides "basic", s' = Block(s_t + P_t), [..] a choice of s (state), 
               interpolation), "accumulated" (weighted sum), "global" (p averaged over the document), "random" (p uniform)
 
 ``inner_layers`` blocks of their own weights make up one step; ``mix_before`` and ``mix_after`` plain layers, without
-signal, stand around the recurrence. Each of the layers sees the current token and at most ``window - 1`` before it in its
-document (causal), or its whole document (encoder).
+signal, stand around the recurrence. With ``shared=False`` every step has weights of its own: a plain Transformer of
+``steps`` times ``inner_layers`` layers that gets the same signals, the baseline. Each of the layers sees the current token
+and at most ``window - 1`` before it in its document (causal), or its whole document (encoder).
 
 State of the causal form: for every layer application (depth step times inner layer) a ring of the last ``window`` keys and
 values, and the inputs of the convolutions. Decoding with it is exact because no position sees a later one; under ACT every
@@ -57,6 +58,7 @@ attention maps; ``__call__`` sows ``ponder_steps`` and ``ponder_remainder`` in "
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -67,10 +69,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from zoo.checks import check_choice, check_divides, check_positive, check_sequence, check_state
+from zoo.checks import check_divides, check_positive, check_sequence, check_state
 from zoo.dtypes import accumulator
 from zoo.layers.attention import document_positions, grouped_attention
-from zoo.layers.depth_recurrence import ACT_TYPES, RECURRENCES, DepthStep, ponder_cost, step_histogram
+from zoo.layers.depth_recurrence import RECURRENCES, DepthStep, Options, ponder_cost, step_histogram
 from zoo.layers.positions import sinusoidal_positions
 from zoo.layers.transformer_layer import Layer, LayerCache, layer_normed, project_memory, transformer_layers
 from zoo.mixers.attention import _ring, _unroll, windowed_attention
@@ -80,7 +82,7 @@ __all__ = [
     "Depth",
     "Options",
     "UniversalTransformer",
-    "UniversalTransformerEncoder",
+    "UniversalTransformerBase",
     "UniversalTransformerState",
     "ponder_cost",
     "project_memory",
@@ -89,87 +91,6 @@ __all__ = [
 ]
 
 Params = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is computed, apart from the parameters; the fields are those of ``UniversalTransformer``."""
-
-    heads: int = 4
-    steps: int = 6
-    recurrence: str = "basic"
-    norm: str = "pre"
-    transition: str = "fc"
-    position_signal: str = "sinusoid"
-    position_start: str = "none"
-    step_signal: str = "learned"
-    sinusoid: str = "interleaved"
-    combine: str = "add"
-    act_type: str = "basic"
-    epsilon: float = 0.01
-    freeze_halted: bool = False
-    act_method: str = "scan"
-    gate_inputs: str = "i"
-    couple_gates: bool = True
-    dwa_axis: str = "depth"
-    inner_layers: int = 1
-    mix_before: int = 0
-    mix_after: int = 0
-    window: int | None = None
-
-    def __post_init__(self):
-        for name, choices in {
-            "recurrence": RECURRENCES, "norm": ("pre", "post"), "transition": ("fc", "sepconv"),
-            "position_signal": ("sinusoid", "none"), "position_start": ("none", "random", "step"),
-            "step_signal": ("learned", "sinusoid", "none"), "sinusoid": ("interleaved", "concatenated"),
-            "combine": ("add", "concat"), "act_type": ACT_TYPES, "act_method": ("scan", "while"),
-            "dwa_axis": ("depth", "channel"),
-        }.items():  # fmt: skip
-            check_choice(name, getattr(self, name), choices)
-        for name in ("heads", "steps", "inner_layers"):
-            check_positive(name, getattr(self, name))
-        for name in ("mix_before", "mix_after"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise ValueError(f"{name} must be a number of layers, 0 or more, got {getattr(self, name)!r}")
-        if not 0 <= self.epsilon < 1:
-            raise ValueError(f"epsilon must lie in [0, 1), got {self.epsilon!r}")
-        if not self.gate_inputs or set(self.gate_inputs) - set("sti"):
-            raise ValueError(
-                f"gate_inputs must be letters of 's' (state), 't' (transformed state), 'i' (input), got {self.gate_inputs!r}"
-            )
-        if self.recurrence in ("gru", "lstm"):
-            if self.step_signal != "none":
-                raise ValueError(
-                    f"recurrence={self.recurrence!r} counts its steps itself: it needs step_signal='none', "
-                    f"got {self.step_signal!r}"
-                )
-            if self.inner_layers != 1:
-                raise ValueError(f"recurrence={self.recurrence!r} has one inner layer, got inner_layers={self.inner_layers}")
-            if self.transition != "fc":
-                raise ValueError(f"recurrence={self.recurrence!r} has gates, no transition, got transition='sepconv'")
-        if self.window is not None:
-            check_positive("window", self.window)
-            for name in ("random", "step"):
-                if self.position_start == name:
-                    raise ValueError(
-                        f"position_start={name!r} cannot be streamed: it needs the whole sequence; "
-                        "universal_transformer_encoder has it, the causal mixer only 'none'"
-                    )
-            if self.recurrence == "act" and self.act_type == "global":
-                raise ValueError(
-                    "act_type='global' averages over the future and cannot be causal; universal_transformer_encoder has "
-                    "it, the causal mixer has 'basic', 'accumulated' and 'random'"
-                )
-
-    @property
-    def causal(self) -> bool:
-        """Whether there is a window of earlier tokens, instead of the whole document."""
-        return self.window is not None
-
-    @property
-    def applications(self) -> int:
-        """Layers applied to a token: each has a cache of its own."""
-        return self.mix_before + self.steps * self.inner_layers + self.mix_after
 
 
 class Depth(NamedTuple):
@@ -229,10 +150,11 @@ def _attention(
         return grouped_attention(q, k, v, scene.document), (None, None), _map(q, k, scene.document) if maps else None
     visible = jnp.minimum(scene.age + 1, window)
     if cache is None:
-        y = windowed_attention(q, k, v, visible, window=window)
-        distance = jnp.arange(time)[:, None] - jnp.arange(time)
-        mask = (distance >= 0) & (distance < visible[..., None])
-        return y, (_ring(k, window), _ring(v, window)), _map(q, k, mask) if maps else None
+        y, weights = windowed_attention(q, k, v, visible, window=window), None
+        if maps:
+            distance = jnp.arange(time)[:, None] - jnp.arange(time)
+            weights = _map(q, k, (distance >= 0) & (distance < visible[..., None]))
+        return y, (_ring(k, window), _ring(v, window)), weights
     # Through the cache's dtype in every case: a token must look the same from this call and from the next.
     k, v = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
     if time == 1:
@@ -270,11 +192,12 @@ def universal_transformer(
     """The model of the module docstring.
 
     Args:
-      params: ``block`` (layers stacked on axis 0), ``before`` and ``after`` likewise if any, each with ``query``, ``key``,
-        ``value``, ``output`` [D, D], ``up`` [D, F], ``up_bias``, ``down`` [F, D], ``down_bias``, ``attention_norm`` and
-        ``transition_norm`` {``scale``, ``bias``}, for sepconv ``up_kernel`` [taps, D] and ``down_kernel`` [taps, F], for
-        a memory ``cross_query`` ... ``cross_output`` and ``cross_norm``; and beside them what the options ask for:
-        ``step_table`` [>= steps, D], ``combine`` [2D, D], ``final_norm``, ``halting``, ``gate``, ``carry``, ``dwa``, ...
+      params: ``block`` (inner layers stacked on axis 0; on axes 0 and 1 steps and inner layers if not shared), ``before``
+        and ``after`` likewise if any, each with the parameters of a layer, see ``zoo.layers.transformer_layer``; and
+        what the options ask for: ``step_table`` [>= steps, D], ``combine`` [2D, D], ``final_norm`` {``scale``, ``bias``};
+        {``weight``, ``bias``} of ``halting`` [D], [1], of ``gate``, ``carry`` [D times gate inputs, D], of ``update``,
+        ``reset``, ``candidate`` or ``input``, ``forget``, ``out``, ``cell`` [2D, D]; ``gru_norm``; ``dwa`` {``weight``
+        [D, D], ``bias``, ``embedding`` [>= steps, D]}.
       x: inputs; their dtype is the compute dtype, the state s is kept in at least float32.
       options: what is computed.
       state: state before the first token, None for the start; causal form only.
@@ -295,11 +218,13 @@ def universal_transformer(
     """
     batch, time, dim = x.shape
     o, dtype, s = options, x.dtype, x.astype(accumulator(x.dtype))
-    for name, table in (("step_table", params.get("step_table")), ("dwa", params.get("dwa", {}).get("embedding"))):
+    made_for = {"step_table": params.get("step_table"), "dwa": params.get("dwa", {}).get("embedding")}
+    made_for["block"] = None if o.shared else params["block"]["query"]
+    for name, table in made_for.items():
         if table is not None and table.shape[0] < o.steps:
             raise ValueError(
-                f"steps={o.steps} goes beyond the learned table {name!r} of {table.shape[0]} steps; "
-                "only step_signal='sinusoid' or 'none' (and no dwa) have no limit"
+                f"steps={o.steps} goes beyond the {table.shape[0]} steps that the parameters {name!r} were learned for; "
+                "shared weights with step_signal='sinusoid' or 'none', without dwa, have no limit"
             )
     scene = _scene(o, (batch, time), state, reset, valid)
     layer = Layer(
@@ -319,21 +244,31 @@ def universal_transformer(
     def signal(s, t):
         return _add_signal(params, s, _coordinates(params, o, scene, offset, t, dim), o, dtype)
 
-    def run(group, s, caches, t, gated=False):
+    def run(group, s, t, cache, own=None, gated=False):
+        weights, seen = own or (params[group], None if memory is None else memory[group])
         draw = None if key is None else jax.random.fold_in(jax.random.fold_in(key, 1 + GROUPS.index(group)), t)
-        seen = None if memory is None else memory[group]
-        return transformer_layers(params[group], s, caches, seen, layer, draw, gated=gated)
+        return transformer_layers(weights, s, cache, seen, layer, draw, gated=gated)
+
+    # Weights of single steps travel through the loop over depth next to the caches.
+    untied = None
+    if not o.shared:
+        everything = (params["block"], None if memory is None else memory["block"])
+        untied = jax.tree.map(lambda a: a[: o.steps], everything)
+
+    def block(s, t, at, gated=False):
+        cache, own = (None, jax.tree.map(lambda a: a[t], untied)) if at is None else at
+        return run("block", s, t, cache, own, gated)
 
     step = DepthStep(
         signal=signal,
-        block=lambda s, t, cache: run("block", s, cache, t),
-        attend=lambda s, t, cache: run("block", s, cache, t, gated=True),
+        block=block,
+        attend=partial(block, gated=True),
         linear=lambda p, inputs: _linear(p, inputs, dtype),
     )
     caches = _split(state, o)
     traces = {}
     if o.mix_before:
-        s, traces["before"] = run("before", s, caches["before"], 0)
+        s, traces["before"] = run("before", s, 0, caches["before"])
     recurrence, names = RECURRENCES[o.recurrence]
     own = {name: getattr(o, name) for name in names}
     if o.recurrence == "act":
@@ -343,7 +278,7 @@ def universal_transformer(
             "document": scene.document,
             "key": halting_key,
         }
-    s, traces["block"] = recurrence(params, s, step, caches["block"], steps=o.steps, **own)
+    s, traces["block"] = recurrence(params, s, step, (caches["block"], untied), steps=o.steps, **own)
     if o.recurrence == "act":
         depth = Depth(s.steps, s.remainder, s.loops, None)
         s = s.output
@@ -354,7 +289,7 @@ def universal_transformer(
     if maps:
         depth = depth._replace(maps=traces["block"].map)
     if o.mix_after:
-        s, traces["after"] = run("after", s, caches["after"], 0)
+        s, traces["after"] = run("after", s, 0, caches["after"])
     if "final_norm" in params:
         s = layer_normed(params, "final_norm", s)
     return s.astype(dtype), _join(traces, o, scene) if o.causal else None, depth
@@ -429,7 +364,7 @@ def _join(traces: Mapping[str, Any], o: Options, scene: _Scene) -> UniversalTran
     return UniversalTransformerState(*caches, slot=(slot + time) % o.window, length=scene.age[:, -1] + 1)
 
 
-class _Module(nn.Module):
+class UniversalTransformerBase(nn.Module):
     """Fields and parameters that the causal form and the encoder share; see ``UniversalTransformer``."""
 
     dim: int
@@ -457,6 +392,7 @@ class _Module(nn.Module):
     inner_layers: int = 1
     mix_before: int = 0
     mix_after: int = 0
+    shared: bool = True
     dropout: float = 0.0
     dtype: str = "float32"
 
@@ -467,6 +403,8 @@ class _Module(nn.Module):
         check_positive("dim", self.dim)
         check_positive("heads", self.heads)
         check_divides("heads", self.heads, "dim", self.dim)
+        if not isinstance(self.shared, bool):
+            raise TypeError(f"shared must be True or False, got {self.shared!r}")
         names = {f.name for f in dataclasses.fields(Options)}
         return Options(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in names})
 
@@ -479,7 +417,8 @@ class _Module(nn.Module):
         if self.mlp_dim is not None:
             check_positive("mlp_dim", self.mlp_dim)
         gated = o.recurrence in ("gru", "lstm")
-        params = {"block": self._stacked("block", o.inner_layers, gated)}
+        own = () if o.shared else (self._rows("block", "query"),)
+        params = {"block": self._stacked("block", o.inner_layers, gated, own)}
         for group, count in (("before", o.mix_before), ("after", o.mix_after)):
             if count:
                 params[group] = self._stacked(group, count, False)
@@ -488,7 +427,9 @@ class _Module(nn.Module):
             params[name] = self.param(name, lambda key: _draw(key, leaves))
 
         if o.step_signal == "learned":
-            params["step_table"] = self.param("step_table", nn.initializers.normal(d**-0.5), (self._rows("step_table"), d))
+            params["step_table"] = self.param(
+                "step_table", nn.initializers.normal(d**-0.5), (self._rows("step_table"), d)
+            )
         if o.combine == "concat" and (o.position_signal, o.step_signal) != ("none", "none"):
             params["combine"] = self.param("combine", nn.initializers.normal((2 * d) ** -0.5), (2 * d, d))
         if o.norm == "pre":
@@ -519,8 +460,8 @@ class _Module(nn.Module):
         table = self.get_variable("params", path[0])
         return (table[path[1]] if len(path) > 1 else table).shape[0]
 
-    def _stacked(self, name: str, count: int, gated: bool) -> Params:
-        """``count`` layers, stacked on axis 0; weights N(0, 1 / fan_in)."""
+    def _stacked(self, name: str, count: int, gated: bool, leading: tuple[int, ...] = ()) -> Params:
+        """``count`` layers stacked on axis 0, or behind the axes ``leading``; weights N(0, 1 / fan_in)."""
         d, f = self.dim, self.mlp_dim or 4 * self.dim
         leaves = {p: ((d**-0.5,), (d, d)) for p in ("query", "key", "value", "output")}
         norms = ["attention_norm"]
@@ -535,12 +476,18 @@ class _Module(nn.Module):
                 for part, taps, width in zip(("up", "down"), self.kernel_sizes, (d, f)):
                     leaves[f"{part}_kernel"] = ((taps**-0.5,), (taps, width))
         leaves |= {norm: {"scale": (1.0, (d,)), "bias": (0.0, (d,))} for norm in norms}
-        return self.param(name, lambda key: jax.vmap(lambda k: _draw(k, leaves))(jax.random.split(key, count)))
+        shape = (*leading, count)
+
+        def draw(key):
+            drawn = jax.vmap(lambda k: _draw(k, leaves))(jax.random.split(key, math.prod(shape)))
+            return jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), drawn)
+
+        return self.param(name, draw)
 
     def run(
         self,
         x: Float[Array, "B T D"],
-        state: UniversalTransformerState | None = None,
+        state: Any = None,
         *,
         reset: Bool[Array, "B T"] | None = None,
         valid: Bool[Array, "B T"] | None = None,
@@ -633,10 +580,9 @@ def _draw(key: Array, leaves: Mapping[str, Any]) -> dict[str, Any]:
             "gate_inputs": "sti", "combine": "concat", "step_signal": "sinusoid",
         },
         "dwa": {"heads": 2, "steps": 3, "window": 16, "mlp_dim": 12, "recurrence": "dwa", "norm": "post"},
-        "lstm": {"heads": 2, "steps": 3, "window": 16, "recurrence": "lstm", "step_signal": "none"},
     },
 )  # fmt: skip
-class UniversalTransformer(_Module):
+class UniversalTransformer(UniversalTransformerBase):
     """Universal Transformer, causal: one block iterated over depth, with a key/value cache per step.
 
     Attributes:
@@ -666,6 +612,7 @@ class UniversalTransformer(_Module):
       inner_layers: layers in one step.
       mix_before: plain layers before the recurrence.
       mix_after: plain layers after it.
+      shared: the same weights at every step; False: each step has its own (a Transformer).
       dropout: rate on every residual branch, when there is an rng "dropout".
       dtype: compute dtype; the state over depth is kept in at least float32.
       window: tokens that a token can see, itself included: the stated maximum of the caches.
@@ -683,7 +630,13 @@ class UniversalTransformer(_Module):
             raise ValueError("project needs cross=True")
         check_sequence(memory, self.dim)
         memory = memory.astype(self.dtype)
-        return {g: project_memory(self.parameters[g], memory, self.heads) for g in GROUPS if g in self.parameters}
+        projected = {}
+        for group in set(GROUPS) & set(self.parameters):
+            project = partial(project_memory, memory=memory, heads=self.heads)
+            own_weights = group == "block" and not self.shared
+            cross = {name: self.parameters[group][name] for name in ("cross_key", "cross_value")}
+            projected[group] = (jax.vmap(project) if own_weights else project)(cross)
+        return projected
 
     def initial_state(self, batch_size: int, dtype: str | None = None) -> UniversalTransformerState:
         """Empty caches of ``dtype`` (default: the compute dtype)."""
@@ -699,36 +652,3 @@ class UniversalTransformer(_Module):
             ]
         count = jnp.zeros((batch_size,), jnp.int32)
         return UniversalTransformerState(rings, rings, *tails, slot=count, length=count)
-
-
-@register(
-    "universal_transformer_encoder",
-    variants={
-        "paper": {"heads": 2, "steps": 3, "mlp_dim": 12, "norm": "post", "step_signal": "sinusoid"},
-        "act_global": {
-            "heads": 2, "steps": 4, "mlp_dim": 12, "recurrence": "act", "act_type": "global", "halting_bias": -2.0,
-            "position_start": "step",
-        },
-        "act_sepconv": {
-            "heads": 2, "steps": 4, "mlp_dim": 12, "recurrence": "act", "halting_bias": -2.0, "transition": "sepconv",
-            "freeze_halted": True,
-        },
-        "skip": {
-            "heads": 2, "steps": 3, "mlp_dim": 12, "recurrence": "skip", "gate_inputs": "ti", "position_signal": "none",
-        },
-        "dwa_channel": {"heads": 2, "steps": 3, "mlp_dim": 12, "recurrence": "dwa", "dwa_axis": "channel"},
-        "gru": {"heads": 2, "steps": 3, "recurrence": "gru", "step_signal": "none", "norm": "post"},
-    },
-)  # fmt: skip
-class UniversalTransformerEncoder(_Module):
-    """Universal Transformer, bidirectional: one block iterated over depth on the whole document.
-
-    The attributes are those of ``UniversalTransformer``, without ``window`` and ``cross``.
-    """
-
-    causal: ClassVar[bool] = False
-    quadratic: ClassVar[bool] = True
-
-    def initial_state(self, batch_size: int, dtype: str | None = None) -> None:
-        """None: there is no state."""
-        return None
