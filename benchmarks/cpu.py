@@ -96,13 +96,14 @@ def trainer() -> list[dict]:
     import optax
 
     import experiments
+    from experiments.config import override
     from experiments.experiment import get
     from experiments.papers.byte_lm import arms
 
     overrides = {"training.steps": 300, "training.steps_per_call": 10, "training.evaluate_every": None,
                  "training.checkpoint_every": None, "training.warmup": 0, "training.schedule": "constant",
                  "model.dim": 64, "sample_bytes": 1, "data.validation_bytes": 16384, "data.time": 128}  # fmt: skip
-    config = experiments.configure(get("byte_lm").presets["quick"], overrides)
+    config = override(get("byte_lm").presets["quick"], overrides)
     arm = arms(config)["lm"]
     calls = config.training.steps // config.training.steps_per_call
     optimiser = optax.chain(
@@ -186,8 +187,8 @@ def markdown(results: dict) -> str:
              "Medians of alternating repeats; ratio = theirs / ours, above 1 the zoo is faster.", ""]  # fmt: skip
     for section, rows in results["sections"].items():
         summary = (SECTIONS[section].__doc__ or "").splitlines()[0]
-        lines += [f"## {section}", "", summary, "",
-                  "| what | shape | against | ours, ms | theirs, ms | ratio | |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+        header = "| what | shape | against | ours, ms | theirs, ms | ratio | |"
+        lines += [f"## {section}", "", summary, "", header, "|---|---|---|---|---|---|---|"]
         for r in rows:
             known = {"name", "shape", "alternative", "seconds_ours", "seconds_theirs", "ratio"}
             extra = ", ".join(

@@ -109,8 +109,8 @@ def figures(config: Config, trained, metrics):
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     rows = [row for row in trained["lm"].history if "bits" in row]
     axes.plot([r["step"] for r in rows], [r["bits"] for r in rows], color="0.7", label="training batches")
-    rows = [row for row in trained["lm"].history if "eval/bits" in row]
-    axes.plot([r["step"] for r in rows], [r["eval/bits"] for r in rows], "o-", label="held-out files")
+    rows = [row for row in trained["lm"].history if "evaluation/bits" in row]
+    axes.plot([r["step"] for r in rows], [r["evaluation/bits"] for r in rows], "o-", label="held-out files")
     for name, label in (("order0_bits", "byte frequencies alone"), ("xz_bits", "xz -9 on the held-out bytes")):
         axes.axhline(metrics[name], linestyle="--", linewidth=1, color="k")
         axes.annotate(f"{label}: {metrics[name]:.2f}", (0.99, metrics[name]), xycoords=("axes fraction", "data"),
