@@ -159,7 +159,9 @@ class GRU(nn.Module):
 
         params = {
             "input_kernel": self.param("input_kernel", uniform, (self.dim, 3 * width)),
-            "recurrent_kernel": self.param("recurrent_kernel", recurrent_kernel(self.recurrent_init), (width, 3 * width)),
+            "recurrent_kernel": self.param(
+                "recurrent_kernel", recurrent_kernel(self.recurrent_init), (width, 3 * width)
+            ),
             "bias": self.param("bias", bias, (3 * width,)),
         }
         if self.reset_gate == "after":

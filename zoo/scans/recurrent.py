@@ -183,7 +183,11 @@ class _Recurrence(NamedTuple):
 
         def join(a, b):
             a = jnp.expand_dims(a, self.axis)
-            b = lax.slice_in_dim(b, 1, None, axis=self.axis) if self.reverse else lax.slice_in_dim(b, 0, -1, axis=self.axis)
+            b = (
+                lax.slice_in_dim(b, 1, None, axis=self.axis)
+                if self.reverse
+                else lax.slice_in_dim(b, 0, -1, axis=self.axis)
+            )
             return jnp.concatenate([b, a] if self.reverse else [a, b], self.axis)
 
         return jax.tree.map(join, first, rest)
