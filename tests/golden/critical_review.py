@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.golden.__main__ import Case
+from tests.golden.critical_review_memory import ntm_addressing, tbptt_clip
 from zoo.layers import cross_entropy
 from zoo.mixers import (
     ElmanState,
@@ -173,4 +174,4 @@ def _bidirectional(case):
     yield from _network("blstm", blstm, _part(case.params, "blstm"))
 
 
-CASES = {"cells": _cells, "bidirectional": _bidirectional}
+CASES = {"cells": _cells, "bidirectional": _bidirectional, "tbptt_clip": tbptt_clip, "ntm_addressing": ntm_addressing}
