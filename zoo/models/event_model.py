@@ -156,7 +156,9 @@ class EventModel(nn.Module):
             x = x + sinusoidal_positions(position, self.dim).astype(x.dtype)
         layers = None if state is None else state.layers
         h, layers = self._stack(name="stack")(x, layers, reset=reset, deterministic=deterministic)
-        parameters = nn.Dense(3 * self.components, dtype=self.dtype, name="mixture")(h)
+        # A narrow start: the mixture's mean grows like exp(s^2 / 2), and would overflow with wide components.
+        narrow = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
+        parameters = nn.Dense(3 * self.components, kernel_init=narrow, dtype=self.dtype, name="mixture")(h)
         logits, means, scales = jnp.split(parameters.astype(accumulator(h.dtype)), 3, axis=-1)
         mark_logits = nn.Dense(self.num_marks, dtype=self.dtype, name="next_mark")(h).astype(accumulator(h.dtype))
         prediction = EventPrediction(

@@ -103,9 +103,10 @@ class PointMass(Task):
         """The optimal action."""
         return jnp.clip((observation[1] - observation[0]) / self.speed, -1.0, 1.0)[None]
 
-    def episode(self, key: Key[Array, ""], skill: Float[Array, ""]) -> tuple[Trajectory, Float[Array, ""]]:
+    def episode(
+        self, key_start: Key[Array, ""], key_steps: Key[Array, ""], skill: Float[Array, ""]
+    ) -> tuple[Trajectory, Float[Array, ""]]:
         """An episode of the expert with ``noise`` (``skill`` = 1) or of random actions (0); returns (it, its return)."""
-        key_start, key_steps = jax.random.split(key)
         start = self.reset(key_start)
 
         def step(carry, key):
@@ -121,19 +122,15 @@ class PointMass(Task):
         return Trajectory(returns_to_go(rewards), observations, actions, jnp.arange(self.horizon)), jnp.sum(rewards)
 
     def example(self, key: Key[Array, ""], data: None = None) -> Batch:
-        key_skill, key_episode = jax.random.split(key)
-        trajectory, _ = self.episode(key_episode, jax.random.bernoulli(key_skill).astype(jnp.float32))
+        key_skill, key_start, key_steps = jax.random.split(key, 3)
+        trajectory, _ = self.episode(key_start, key_steps, jax.random.bernoulli(key_skill).astype(jnp.float32))
         return Batch(trajectory, trajectory.actions)
 
     def reference_returns(self, key: Key[Array, ""], episodes: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Mean returns of random actions and of the expert without noise, on the same starts."""
-        quiet = dataclasses.replace(self, noise=0.0)
-        keys = jax.random.split(key, episodes)
-        return tuple(jnp.mean(jax.vmap(quiet.episode, (0, None))(keys, jnp.float32(skill))[1]) for skill in (0, 1))
-
-    def best_return(self, key: Key[Array, ""], episodes: int = 1000) -> Float[Array, ""]:
-        """Largest return among ``episodes`` trajectories of the data: what a model is asked for."""
-        return jnp.max(self.batch(key, episodes).inputs.returns_to_go[:, 0])
+        """Mean returns of random actions and of the expert without noise, from the starts ``reset`` of the split key."""
+        quiet, starts = dataclasses.replace(self, noise=0.0), jax.random.split(key, episodes)
+        run = jax.vmap(jax.vmap(quiet.episode, (0, 0, None)), (None, None, 0))
+        return tuple(jnp.mean(run(starts, starts, jnp.arange(2.0))[1], axis=1))
 
 
 def read_trajectories(path: str | os.PathLike) -> dict[str, np.ndarray]:
