@@ -117,8 +117,9 @@ def windowed_attention(
 ) -> Float[Array, "B T H V"]:
     """Attention of T queries, the last T of S positions in time, each over the ``visible`` positions up to its own.
 
-    S is T, or T + window with the window before the first query in front. 1 <= visible <= window. More than two windows
-    of keys are computed chunk by chunk, so that no [T, S] array is made.
+    S is T, or T + window with the window before the first query in front. ``visible`` is at least 1, and at most the
+    window and the number of positions there are. More than two windows of keys are computed chunk by chunk, so that no
+    [T, S] array is made.
     """
     batch, time, heads, _ = queries.shape
     total = keys.shape[1]
