@@ -98,7 +98,9 @@ class Checkpoints:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else _short(error)
             there = self.steps()
             kept = f"the checkpoint of step {there[-1]} is intact" if there else "there is no earlier one"
-            raise RunError(f"the checkpoint of step {step} could not be written to {self.directory}: {reason}; {kept}") from error
+            raise RunError(
+                f"the checkpoint of step {step} could not be written to {self.directory}: {reason}; {kept}"
+            ) from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.directory / str(old), ignore_errors=True)
 
@@ -169,10 +171,10 @@ class Checkpoints:
                 )
         nested = _checkpointer().restore(folder / "state") if any(0 not in s for s, _ in stored.values()) else {}
         found = {k: np.asarray(v) for k, v in _named(nested).items()}
-        leaves = [
-            found[name].astype(jnp.dtype(dtype), copy=False).reshape(shape) if name in found else np.zeros(shape, jnp.dtype(dtype))
-            for name, (shape, dtype) in wanted.items()
-        ]
+        leaves = []
+        for name, (shape, dtype) in wanted.items():
+            value = found.get(name, np.zeros(0))  # what is not there is empty
+            leaves.append(value.astype(jnp.dtype(dtype), copy=False).reshape(shape))
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 

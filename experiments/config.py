@@ -9,6 +9,7 @@ import collections.abc
 import dataclasses
 import json
 import math
+import numbers
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -165,7 +166,8 @@ def read(annotation: Any, value: Any, old: Any = None) -> Any:
 
 def _read_number(kind: type, value: Any, name: str) -> Any:
     try:
-        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+        wanted = numbers.Integral if kind is int else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, str | wanted):
             raise ValueError
         number = kind(value)
     except (ValueError, TypeError):
@@ -194,10 +196,10 @@ def _read_union(members: tuple, value: Any, old: Any) -> Any:
 def _read_tuple(arguments: tuple, value: Any) -> tuple:
     if isinstance(value, str):
         stripped = value.strip()
-        if stripped in ("", "()", "[]"):
+        if stripped in ("", "()"):
             value = []
-        elif stripped[0] in "[(":
-            value = _json(stripped.replace("(", "[").replace(")", "]") if stripped[0] == "(" else stripped)
+        elif stripped[0] == "[" and stripped[-1] == "]":
+            value = _json(stripped)
         else:
             value = [part.strip() for part in stripped.split(",")]
     if not isinstance(value, list | tuple):

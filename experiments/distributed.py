@@ -5,6 +5,7 @@ every process keeps a socket open to the first one. A process that dies closes i
 others see that at once, say so in one line and exit with status 1.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -83,10 +84,8 @@ class Lifeline:
         """Tells the others that this process has finished, so that its end is not taken for a death."""
         self._closing.set()
         for connection in self._sockets:
-            try:
+            with contextlib.suppress(OSError):  # the other one has gone already
                 connection.sendall(_GOODBYE)
-            except OSError:
-                pass  # the other one has gone already
 
     def _watch(self, connection: socket.socket, peer: int) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

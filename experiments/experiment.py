@@ -23,6 +23,7 @@ One file per paper in experiments/papers/ makes an ``Experiment`` and enters it 
 
 import dataclasses
 import importlib
+import importlib.util
 import math
 import operator
 import os
@@ -217,7 +218,9 @@ def experiments() -> dict[str, Experiment]:
 
 def get(name: str) -> Experiment:
     """The experiment called ``name``; ValueError with the nearest name if there is none."""
-    known = experiments()
+    if name not in _EXPERIMENTS and name.isidentifier() and importlib.util.find_spec(f"experiments.papers.{name}"):
+        importlib.import_module(f"experiments.papers.{name}")  # its own file is enough
+    known = _EXPERIMENTS if name in _EXPERIMENTS else experiments()
     if name not in known:
         raise ValueError(f"unknown experiment {name!r}{nearest(name, known)} (known: {', '.join(known)})")
     return known[name]

@@ -13,6 +13,8 @@ import json
 import os
 import pathlib
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
@@ -123,7 +125,8 @@ def _print_verdict(verdict: dict) -> None:
         value = "missing" if check["value"] is None else f"{check['value']:.6g}"
         bound = "" if check["threshold"] is None else f" {check['threshold']:.6g}"
         print(f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {value} (wanted {check['op']}{bound})")
-    print(f"{'passed' if verdict['passed'] else 'FAILED'}: {verdict['experiment']} in {verdict['seconds']} s; {verdict['workdir']}")
+    result = "passed" if verdict["passed"] else "FAILED"
+    print(f"{result}: {verdict['experiment']} in {verdict['seconds']} s; {verdict['workdir']}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,9 +146,24 @@ def _fail(error: BaseException, status: int) -> int:
     return status
 
 
-if __name__ == "__main__":
-    _status = main()
+def _run_as_program() -> None:
+    several = any(argument.lstrip("-").startswith("coordinator") for argument in sys.argv[1:])
+    if several:  # the coordination service narrates the death of a peer at length; we say it in one line
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        status = main()
+    except Exception:
+        if not several:
+            raise
+        time.sleep(2)  # if the cause is that another process died, its lifeline says so now, and ends this one
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
-    if "--coordinator" in " ".join(sys.argv) and _status:
-        os._exit(_status)  # the orderly end would wait for the other processes
-    sys.exit(_status)
+    sys.stderr.flush()
+    if several:
+        os._exit(status)  # JAX's own shutdown would wait for processes that may be gone
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    _run_as_program()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,10 +60,8 @@ class RunLog:
 
     def _board(self, arm: str, step: int):
         if arm not in self._boards:
-            from tensorboardX import SummaryWriter
-
             folder = self.path.parent / "tensorboard" / arm
-            self._boards[arm] = SummaryWriter(str(folder), purge_step=int(step), flush_secs=30)
+            self._boards[arm] = _summary_writer()(str(folder), purge_step=int(step), flush_secs=30)
         return self._boards[arm]
 
     def _read(self) -> list[tuple[str, dict[str, float]]]:
@@ -76,6 +75,19 @@ class RunLog:
             except (json.JSONDecodeError, KeyError, AttributeError):
                 continue
         return result
+
+
+def _summary_writer() -> type:
+    """tensorboardX's writer. The package imports torch where it finds it, which takes seconds and is not needed here."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def jsonable(value: Any) -> Any:

@@ -43,7 +43,7 @@ def curves(trained: Mapping[str, Trained], title: str) -> Any:
 
     metrics = _evaluated(trained)
     panels = 1 + len(metrics)
-    columns = min(panels, 2)
+    columns = min(panels, 2 if panels <= 4 else 3)
     rows = math.ceil(panels / columns)
     figure = Figure(figsize=(5.6 * columns, 3.6 * rows + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -91,7 +91,6 @@ def _draw_metric(axis: Any, trained: Mapping[str, Trained], metric: str) -> None
         axis.invert_yaxis()
         axis.bar_label(axis.containers[0], fmt="%.3g", padding=3, fontsize=8)
         axis.margins(x=0.12)
-        axis.set_xlabel(metric)
     else:
         for name, points in series.items():
             axis.plot(*zip(*points), label=name, marker="o", markersize=3, **styles[name])

@@ -135,7 +135,13 @@ def test_abstract_arguments_are_those_of_the_real_call():
 
 @pytest.mark.parametrize(
     ("steps", "per_call", "evaluate", "save", "wanted"),
-    [(1000, 50, None, None, 50), (97, 50, None, None, 49), (10, 50, None, None, 10), (100, 50, 30, 20, 20), (0, 5, None, None, 1)],
+    [
+        (1000, 50, None, None, 50),
+        (97, 50, None, None, 49),
+        (10, 50, None, None, 10),
+        (100, 50, 30, 20, 20),
+        (0, 5, None, None, 1),
+    ],
 )
 def test_calls_are_spread_evenly_between_stops(steps, per_call, evaluate, save, wanted):
     training = Training(steps=steps, steps_per_call=per_call, evaluate_every=evaluate, checkpoint_every=save)
