@@ -9,6 +9,11 @@ from zoo.models.forecaster import Forecaster
 from zoo.models.language_model import LanguageModel, LanguageModelState
 from zoo.models.ngram import NGram, fit_ngram, ngram_entropy, ngram_log_probs
 from zoo.models.stack import Block, Stack
+from zoo.models.universal_transformer import (
+    UniversalTransformerLM,
+    UniversalTransformerReader,
+    UniversalTransformerSeq2Seq,
+)
 
 __all__ = [
     "Block",
@@ -26,6 +31,9 @@ __all__ = [
     "NGram",
     "SequenceClassifier",
     "Stack",
+    "UniversalTransformerLM",
+    "UniversalTransformerReader",
+    "UniversalTransformerSeq2Seq",
     "fit_ngram",
     "ngram_entropy",
     "ngram_log_probs",
