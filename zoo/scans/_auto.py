@@ -1,4 +1,12 @@
-"""The one table behind ``method="auto"``: which form of a scan runs on which platform for which shape."""
+"""The one table behind ``method="auto"``: which form of a scan runs on which platform for which shape.
+
+How it was measured. CPU: two cores shared with other work, jax 0.10.2, the comparison that
+``python -m benchmarks.scans`` makes (alternating repeats, medians), B 1..8, T 256..65,536, D 16..256, real and
+complex, forward and forward+backward. Sequential ran near the speed of an elementwise product of the same arrays and
+was the fastest form nearly everywhere. Chunked, with 16 chunks, was ahead by up to 1.4x for B = 8, D = 64 and
+T >= 4096 with its gradient, and behind by up to 2.9x for B = 1, D = 16; no shape is given to it until that is measured
+on a quiet machine. GPU and TPU: not measured; the associative form is chosen there for its depth.
+"""
 
 import math
 
@@ -6,6 +14,11 @@ import jax
 import numpy as np
 
 from pallas_kernels import available
+
+# platform -> form; platforms that are not named take OTHERWISE
+LINEAR = {"cpu": "sequential"}
+AFFINE = {"cpu": "sequential"}
+OTHERWISE = "associative"
 
 
 def linear_form(method: str, chunk_size: int | None, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, int]:
@@ -19,7 +32,7 @@ def linear_form(method: str, chunk_size: int | None, shape: tuple[int, ...], dty
     if method == "pallas":
         require_kernel("linear_scan", platform)
     if method == "auto":
-        method = "sequential" if platform == "cpu" else "associative"
+        method = LINEAR.get(platform, OTHERWISE)
     return method, chunk_size or max(1, math.isqrt(steps))
 
 
@@ -35,5 +48,5 @@ def require_kernel(operation: str, platform: str) -> None:
 def affine_form(method: str, chunk_size: int | None, shape: tuple[int, ...]) -> tuple[str, int]:
     """Resolves method and chunk size of ``affine_scan`` for inputs of ``shape`` [B, T, ..., N]."""
     if method == "auto":
-        method = "sequential" if jax.default_backend() == "cpu" else "associative"
+        method = AFFINE.get(jax.default_backend(), OTHERWISE)
     return method, chunk_size or max(1, math.isqrt(shape[1]))
