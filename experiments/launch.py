@@ -121,12 +121,16 @@ def _list(as_json: bool) -> None:
 
 
 def _print_verdict(verdict: dict) -> None:
+    for title, text in verdict["texts"].items():
+        print(f"--- {title}\n{text}\n")
     for check in verdict["checks"]:
         value = "missing" if check["value"] is None else f"{check['value']:.6g}"
         bound = "" if check["threshold"] is None else f" {check['threshold']:.6g}"
         print(f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {value} (wanted {check['op']}{bound})")
     result = "passed" if verdict["passed"] else "FAILED"
-    print(f"{result}: {verdict['experiment']} in {verdict['seconds']} s; {verdict['workdir']}")
+    print(f"{result}: {verdict['experiment']} in {verdict['seconds']} s")
+    where = f"Everything is in {verdict['workdir']} (report.md, curves.png, verdict.json, checkpoints)"
+    print(f"{where}; next: {verdict['next_steps']}" if verdict["next_steps"] else where)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -139,6 +139,8 @@ def _markdown(experiment, config, trained, verdict, record, figures) -> str:
         parts += ["## Measured", _table(["quantity", "value"], [[k, _text(v)] for k, v in others.items()])]
     parts += ["## Curves", "![training and evaluation curves](curves.png)"]
     parts += [f"![{name}](figures/{name})" for name in figures]
+    for title, text in verdict["texts"].items():
+        parts += [f"## {title}", f"```text\n{text}\n```"]
     if experiment.notes:
         parts += ["## Notes", experiment.notes.strip()]
     models = {name: _description(result.arm.model) for name, result in trained.items()}

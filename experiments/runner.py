@@ -30,6 +30,7 @@ from zoo.checks import check_choice, nearest
 from zoo.tasks import HostTask
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+UNRECORDED = ("workdir", "texts", "next_steps")  # what the caller gets, but verdict.json does not
 OWN_FILES = ("config.json", "metrics.jsonl", "verdict.json", "report.md", "curves.png")
 OWN_FOLDERS = ("checkpoints", "tensorboard", "arms", "figures")
 
@@ -57,7 +58,8 @@ def run(
       overwrite: remove the run that ``workdir`` holds and start afresh.
 
     Returns:
-      What verdict.json holds: experiment, paper, preset, seed, passed, checks, seconds, versions, metrics, workdir.
+      What verdict.json holds (experiment, paper, preset, seed, passed, checks, seconds, versions, metrics), and
+      workdir, texts (samples and the like, by title) and next_steps.
 
     Raises:
       UsageError: a name, value, file or folder that cannot be.
@@ -96,7 +98,7 @@ def run(
         if main:
             from experiments.report import write_report
 
-            write_json(folder / "verdict.json", {k: v for k, v in verdict.items() if k != "workdir"})
+            write_json(folder / "verdict.json", {k: v for k, v in verdict.items() if k not in UNRECORDED})
             write_report(folder, experiment, config, trained, verdict, record)
             say(f"{name}: report in {folder / 'report.md'} after {time.monotonic() - began:.0f} s", shown)
     except OSError as error:
@@ -292,6 +294,9 @@ def _conclude(experiment, preset, seed, config, trained, record, folder, session
         measured = experiment.measure(config, trained, keys(seed)["measure"])
         metrics.update({key: float(value) for key, value in measured.items()})
     checks = [check.verdict(metrics) for check in _checks(experiment, preset, trained, metrics)]
+    texts = {}
+    if experiment.texts is not None:
+        texts = dict(experiment.texts(config, trained, metrics, keys(seed)["measure"]))
     return {
         "experiment": experiment.name,
         "paper": experiment.paper,
@@ -304,6 +309,8 @@ def _conclude(experiment, preset, seed, config, trained, record, folder, session
         "versions": record["versions"],
         "metrics": metrics,
         "workdir": str(folder),
+        "texts": texts,
+        "next_steps": experiment.next_steps,
     }
 
 
