@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from zoo.checks import check_choice, check_floating, check_positive, check_tokens
 from zoo.layers.positions import sinusoidal_positions
@@ -92,7 +92,7 @@ class SequenceClassifier(nn.Module):
         )
 
 
-def pool(x: Float[Array, "B T D"], valid: Num[Array, "B T"], kind: str) -> Float[Array, "B *T D"]:
+def pool(x: Float[Array, "B T D"], valid: Bool[Array, "B T"], kind: str) -> Float[Array, "B *T D"]:
     """Pools ``x`` over the valid steps of each row ("mean", "last", "max"), or returns it unpooled ("none")."""
     mask = valid[..., None]
     if kind == "mean":
