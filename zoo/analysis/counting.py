@@ -123,7 +123,7 @@ def _jaxpr_of(value: Any) -> core.Jaxpr | None:
 
 
 def _floating(variable: Any) -> bool:
-    return np.issubdtype(getattr(variable.aval, "dtype", np.int32), np.inexact) or str(variable.aval.dtype) == "bfloat16"
+    return jax.dtypes.issubdtype(getattr(variable.aval, "dtype", np.int32), np.inexact)  # knows bfloat16 and keys
 
 
 def _size(variables: Any) -> int:

@@ -5,6 +5,7 @@ from zoo.tasks.algorithmic import Algorithmic
 from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
 from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
+from zoo.tasks.digits import Digits, IdxDigits
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
 from zoo.tasks.labelling import FutureContext, LabelledFrames, NoisyStrokes
@@ -29,12 +30,14 @@ __all__ = [
     "ChainRoot",
     "CopyMemory",
     "DelayedRecall",
+    "Digits",
     "EventSequences",
     "Events",
     "FeatureCaptions",
     "FutureContext",
     "Hop",
     "HostTask",
+    "IdxDigits",
     "LabelledFrames",
     "Lambada",
     "LearningToExecute",
