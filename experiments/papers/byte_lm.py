@@ -128,6 +128,7 @@ def texts(config: Config, trained, metrics, key) -> dict[str, str]:
         model, trained["lm"].params, [list(prompt)], max_new_tokens=config.sample_bytes, key=key, temperature=0.7
     )
     sample = (prompt + bytes(np.asarray(out.tokens[0], np.uint8).tolist())).decode("utf-8", "replace")
+    sample = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in sample)
     bits, xz = trained["lm"].metrics["bits"], metrics["xz_bits"]
     versus = f"{100 * (xz - bits) / xz:.0f} % fewer than" if bits < xz else f"{100 * (bits - xz) / xz:.0f} % more than"
     return {
