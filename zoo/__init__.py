@@ -34,7 +34,7 @@ _SHORTCUTS = {
     "load": "interchange",
 }
 
-__all__ = ["create", "describe", "list", "register", *_ROOMS, *_SHORTCUTS]
+__all__ = ["create", "describe", "list", "register", *_ROOMS, *_SHORTCUTS]  # noqa: PLE0604  (tuples of strings)
 
 
 def __getattr__(name: str) -> Any:

@@ -69,8 +69,8 @@ def test_a_missing_compiler_names_the_extra(monkeypatch, package, text):
     [
         (["--experiment=byte_ln", "--target=cpu"], "did you mean 'byte_lm'"),
         (["--experiment=byte_lm", "--preset=papr"], "did you mean 'paper'"),
-        (["--experiment=byte_lm", "--preset=smoke", "--target=cpu", "--set=training.batch_size=6", "--set=training.accumulate=4"],
-         "does not divide"),
+        (["--experiment=byte_lm", "--preset=smoke", "--target=cpu", "--set=training.batch_size=6",
+          "--set=training.accumulate=4"], "does not divide"),
         ([], "--experiment=NAME or --all"),
         (["--experimet=byte_lm"], "experiment"),
     ],
