@@ -12,15 +12,16 @@ computing again. Shapes:
     initial   pytree of [B, ...], the state; it may hold values that are not fed back, when all their steps are wanted
     states    pytree of [B, T, ...]
 
-Derivatives. With J_t = d state_t / d state_{t-1} and f_t the effect of the perturbed inputs and parameters on step t alone,
-the tangents obey the linear recurrence
+Derivatives. Let k_t be the values that step t keeps. A perturbation of inputs, parameters and initial state makes a direct
+change e_t of k_t and f_t of state_t, and what follows from it is a linear recurrence:
 
-    dstate_t = J_t dstate_{t-1} + f_t.
+    dk_t     = A_t dstate_{t-1} + e_t                  (each kept value may also depend on the ones kept before it)
+    dstate_t = B_t dstate_{t-1} + C_t dk_t + f_t
 
-All f_t are one batched call outside the loop, so that the gradient of a weight matrix is ONE large product over batch and
-time, never accumulated step by step. The linear recurrence is stated to JAX through ``lax.custom_linear_solve``: reverse
-mode runs g_{t-1} = J_t^T g_t backwards in time, forward mode runs it forwards, and higher derivatives follow. The forward
-loop records what ``keep`` was given; the linearisations start from these records and compute no product for values.
+It is stated to JAX through ``lax.custom_linear_solve``: reverse mode runs its transpose backwards in time, forward mode
+runs it forwards, and higher derivatives follow. All e_t and f_t are one batched call outside the loop. So the backward
+loop yields the cotangents of all kept products, and the gradient of a weight matrix is ONE large product over batch and
+time, never accumulated step by step. The loops start from the recorded k_t and compute no product for its value.
 
 Cost: T dependent steps, each with the products that ``step`` makes; the backward pass makes the transposed ones, and one
 large product per weight matrix. Reverse mode stores states, inputs and records; without it only the states are stored.
@@ -76,9 +77,8 @@ def recurrent_scan(
     """
     steps = _check(inputs, initial, reset)
     if steps == 1:
-        drive, begin = jax.tree.map(lambda a: a[:, 0], (inputs, reset))
-        drive = drive if project is None else project(params, drive)
-        last, _ = _recorded(step, params, initial, drive, begin)
+        now, begin = jax.tree.map(lambda a: a[:, 0], (inputs, reset))
+        last, _ = _Recurrence(step, project, reverse, 1, 1).at(params, initial, now, begin)
         return jax.tree.map(lambda a: a[:, None], last), last
     on_cpu = jax.default_backend() == "cpu"
     axis = 1 if on_cpu else 0
@@ -93,7 +93,10 @@ def recurrent_scan(
 
 def matmul(values: Float[Array, "... N"], weight: Float[Array, "N M"]) -> Float[Array, "... M"]:
     """``values @ weight`` with operands in the dtype of ``weight``, accumulated and returned in at least float32."""
-    return jnp.matmul(values.astype(weight.dtype), weight, preferred_element_type=accumulator(weight.dtype))
+    # As a product of two matrices: for more axes, XLA's CPU compiler copies before it computes the gradient of the weight.
+    rows = values.reshape(-1, values.shape[-1]).astype(weight.dtype)
+    product = jnp.matmul(rows, weight, preferred_element_type=accumulator(weight.dtype))
+    return product.reshape(*values.shape[:-1], -1)
 
 
 def _check(inputs, initial, reset) -> int:
@@ -116,20 +119,6 @@ def _check(inputs, initial, reset) -> int:
     return steps
 
 
-def _recorded(step, params, state, drive, reset, records=None):
-    """One step. Returns (state, records): what ``keep`` was given, or the ``records`` of an earlier run replayed."""
-    kept = []
-
-    def keep(value):
-        kept.append(value if records is None else _replay(value, records[len(kept)]))
-        return kept[-1]
-
-    if reset is not None:
-        state = jax.tree.map(lambda s: jnp.where(reset.reshape(-1, *[1] * (s.ndim - 1)), 0, s), state)
-    new = step(params, state, drive, keep)
-    return jax.tree.map(lambda n, s: n.astype(s.dtype), new, state), tuple(kept)
-
-
 @jax.custom_jvp
 def _replay(value, record):
     """``value``, known beforehand to equal ``record``: its computation becomes dead code, its derivative stays."""
@@ -138,7 +127,7 @@ def _replay(value, record):
 
 @_replay.defjvp
 def _replay_jvp(primals, tangents):
-    return _replay(*primals), tangents[0]  # again a replay, so that second derivatives see the value's computation
+    return primals[1], tangents[0]
 
 
 class _Recurrence(NamedTuple):
@@ -150,13 +139,38 @@ class _Recurrence(NamedTuple):
     axis: int
     steps: int
 
-    def at(self, params, state, inputs, reset, records=None):
-        """One step from raw inputs: (state, records)."""
+    def at(self, params, state, inputs, reset, treat=lambda value, j: value):
+        """One step, in which ``keep(value)`` number j returns ``treat(value, j)``. Returns (state, values kept)."""
+        kept = []
+
+        def keep(value):
+            kept.append(treat(value, len(kept)))
+            return kept[-1]
+
+        if reset is not None:
+            state = jax.tree.map(lambda s: jnp.where(reset.reshape(-1, *[1] * (s.ndim - 1)), 0, s), state)
         drive = inputs if self.project is None else self.project(params, inputs)
-        return _recorded(self.step, params, state, drive, reset, records)
+        new = self.step(params, state, drive, keep)
+        return jax.tree.map(lambda n, s: n.astype(s.dtype), new, state), tuple(kept)
+
+    def everywhere(self, params, inputs, before, kept, reset):
+        """All steps at once, as one batch of rows, each from what it starts from and with its ``kept`` values given.
+
+        Returns (states, the values that the steps computed for ``kept``).
+        """
+        computed = []
+
+        def treat(value, j):
+            computed.append(value)
+            return rows[2][j]
+
+        shape = jax.tree.leaves(before)[0].shape[:2]
+        rows = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (inputs, before, kept, reset))
+        states, _ = self.at(params, rows[1], rows[0], rows[3], treat)
+        return jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), (states, tuple(computed)))
 
     def loop(self, body, carry, tables, reverse):
-        """``carry, out = body(carry, tables at t)`` for every t; returns the outs of all steps."""
+        """``carry, out = body(carry, tables at t)`` for every t. Returns (the last carry, the outs of all steps)."""
 
         def fetch(i):
             t = jnp.clip(self.steps - 1 - i if reverse else i, 0, self.steps - 1)
@@ -176,18 +190,15 @@ class _Recurrence(NamedTuple):
         outs = jax.tree.map(
             lambda s: jnp.zeros((*s.shape[: self.axis], self.steps, *s.shape[self.axis :]), s.dtype), shapes
         )
-        return lax.fori_loop(0, self.steps, iteration, (carry, now, outs))[2]
+        carry, _, outs = lax.fori_loop(0, self.steps, iteration, (carry, now, outs))
+        return carry, outs
 
     def shift(self, first, rest):
         """What each step starts from: ``first`` and all but the last of ``rest``, in running order."""
 
         def join(a, b):
             a = jnp.expand_dims(a, self.axis)
-            b = (
-                lax.slice_in_dim(b, 1, None, axis=self.axis)
-                if self.reverse
-                else lax.slice_in_dim(b, 0, -1, axis=self.axis)
-            )
+            b = lax.slice_in_dim(b, *((1, None) if self.reverse else (0, -1)), axis=self.axis)
             return jnp.concatenate([b, a] if self.reverse else [a, b], self.axis)
 
         return jax.tree.map(join, first, rest)
@@ -200,62 +211,78 @@ def _run(scan, params, inputs, initial, reset):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _solve(scan, params, inputs, initial, reset):
-    """Returns (states, records) of all steps; the records count as constants."""
+    """Returns (states, values kept) of all steps."""
 
     def body(state, now):
-        state, records = scan.at(params, state, *now)
-        return state, (state, records)
+        state, kept = scan.at(params, state, *now)
+        return state, (state, kept)
 
-    return scan.loop(body, initial, (inputs, reset), scan.reverse)
+    return scan.loop(body, initial, (inputs, reset), scan.reverse)[1]
 
 
 @_solve.defjvp
 def _solve_jvp(scan, primals, tangents):
     params, inputs, initial, reset = primals
     dparams, dinputs, dinitial, _ = tangents
-    states, records = _solve(scan, *primals)
-    records = lax.stop_gradient(records)
+    states, kept = _solve(scan, *primals)
     before = scan.shift(initial, states)
 
-    def at(params, inputs, state, now):
-        return scan.at(params, state, inputs, *now)[0]
+    def direct(params, inputs):
+        return scan.everywhere(params, inputs, before, kept, reset)
 
-    def everywhere(params, inputs, before):
-        axis = scan.axis
-        return jax.vmap(at, (None, axis, axis, axis), axis)(params, inputs, before, (reset, records))
+    def indirect(before, kept):
+        return scan.everywhere(params, inputs, before, kept, reset)
 
-    _, forcing = jax.jvp(lambda p, x: everywhere(p, x, before), (params, inputs), (dparams, dinputs))
-    # The initial state acts on the first step only.
-    edge = scan.steps - 1 if scan.reverse else 0
-    x, now = jax.tree.map(lambda a: lax.index_in_dim(a, edge, scan.axis, keepdims=False), (inputs, (reset, records)))
-    _, first = jax.jvp(lambda s: at(params, x, s, now), (initial,), (dinitial,))
-    where = (slice(None),) * scan.axis + (edge,)
-    forcing = jax.tree.map(lambda f, d: f.at[where].add(d), forcing, first)
+    forcing = jax.jvp(direct, (params, inputs), (dparams, dinputs))[1]
+    _, follow = jax.linearize(indirect, before, kept)
+    tables = (before, inputs, kept, reset)
 
-    zero = jax.tree.map(jnp.zeros_like, initial)
-    _, apply = jax.linearize(lambda b: everywhere(params, inputs, b), before)
-    tables = (before, inputs, (reset, records))
+    def linear(now):
+        """The step at one time as a function of its state and of additions to its kept values."""
+        state, inputs, records, reset = now
 
-    def matvec(dstates):
-        return jax.tree.map(jnp.subtract, dstates, apply(scan.shift(zero, dstates)))
+        def function(state, nudges):
+            return scan.at(params, state, inputs, reset, lambda value, j: _replay(value + nudges[j], records[j]))
+
+        return function, (state, jax.tree.map(jnp.zeros_like, records))
+
+    def matvec(unknown):
+        first, (dstates, dkept) = unknown
+        effect = follow(scan.shift(first, dstates), dkept)
+        return first, jax.tree.map(jnp.subtract, (dstates, dkept), effect)
 
     def solve(_, right):
         def body(dstate, args):
-            (state, x, now), force = args
-            _, effect = jax.jvp(lambda s: at(params, x, s, now), (state,), (dstate,))
-            dstate = jax.tree.map(jnp.add, effect, force)
-            return dstate, dstate
+            now, (force, nudges) = args
+            function, point = linear(now)
+            dstate, dkept = jax.jvp(function, point, (dstate, nudges))[1]
+            dstate = jax.tree.map(jnp.add, dstate, force)
+            return dstate, (dstate, dkept)
 
-        return scan.loop(body, zero, (tables, right), scan.reverse)
+        return right[0], scan.loop(body, right[0], (tables, right[1]), scan.reverse)[1]
 
     def transpose_solve(_, right):
         def body(carry, args):
-            (state, x, now), force = args
-            total = jax.tree.map(jnp.add, carry, force)
-            _, pullback = jax.vjp(lambda s: at(params, x, s, now), state)
-            return pullback(total)[0], total
+            now, (cotangent, cotangent_kept) = args
+            cotangent = jax.tree.map(jnp.add, carry, cotangent)
+            function, point = linear(now)
+            carry, nudges = jax.vjp(function, *point)[1]((cotangent, cotangent_kept))
+            return carry, (cotangent, nudges)
 
-        return scan.loop(body, zero, (tables, right), not scan.reverse)
+        zero = jax.tree.map(jnp.zeros_like, right[0])
+        carry, outs = scan.loop(body, zero, (tables, right[1]), not scan.reverse)
+        return jax.tree.map(jnp.add, right[0], carry), outs
 
-    dstates = lax.custom_linear_solve(matvec, forcing, solve=solve, transpose_solve=transpose_solve)
-    return (states, records), (dstates, jax.tree.map(jnp.zeros_like, records))
+    right = _entangle((dinitial, forcing))
+    solution = lax.custom_linear_solve(matvec, right, solve=solve, transpose_solve=transpose_solve)
+    return (states, kept), solution[1]
+
+
+def _entangle(tree):
+    """``tree`` unchanged, but with every leaf a function of every other.
+
+    The transpose of ``custom_linear_solve`` refuses a right-hand side of which only some leaves are perturbed. The additions
+    are zeros by construction, and the compiler removes them.
+    """
+    token = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(tree))
+    return jax.tree.map(lambda leaf: leaf + jnp.where(False, token, 0).astype(leaf.dtype), tree)
