@@ -60,7 +60,7 @@ def grouped_attention(
     queries: Float[Array, "B T H K"],
     keys: Float[Array, "B S G K"],
     values: Float[Array, "B S G V"],
-    mask: Bool[Array, "#B T S"] | None = None,
+    mask: Bool[Array, "#B #T S"] | None = None,
 ) -> Float[Array, "B T H V"]:
     """softmax(Q K^T / sqrt(K)) V with H query heads sharing G key/value heads (G divides H).
 
