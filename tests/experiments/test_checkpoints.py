@@ -90,7 +90,7 @@ def test_when_every_checkpoint_is_damaged_the_error_says_so(saved):
     checkpoints, messages = saved
     for step in checkpoints.steps():
         flip(largest_file(checkpoints.directory / str(step)))
-    with pytest.raises(UsageError, match="no checkpoint in .* is intact"):
+    with pytest.raises(UsageError, match=r"no checkpoint in .* is intact"):
         checkpoints.restore(shapes(state()))
     assert len(messages) == 3 and "there is no earlier one" in messages[-1]
 
@@ -140,7 +140,7 @@ def test_what_is_not_finite_is_not_saved(saved):
 
 
 def test_a_save_that_was_cut_off_is_not_seen_and_is_swept_away(saved):
-    checkpoints, messages = saved
+    checkpoints, _ = saved
     leftover = checkpoints.directory / "50.tmp"
     (leftover / "state").mkdir(parents=True)
     assert checkpoints.restore(shapes(state()))[0] == 40

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -107,24 +108,53 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(zyg
     assert_same_to_the_bit(workdir, undisturbed[0])
 
 
-def test_a_folder_that_becomes_unwritable_ends_in_one_line(zygote, undisturbed, tmp_path):
-    workdir, stderr = tmp_path / "run", tmp_path / "stderr"
-    nobody = 65534 if os.geteuid() == 0 else None  # the superuser may write anywhere
-    if nobody is not None:
-        for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-            folder.chmod(folder.stat().st_mode | 0o055)
-        workdir.mkdir()
-        workdir.chmod(0o777)
-    zygote.start([*LONG, f"--workdir={workdir}"], stderr, nobody)
-    checkpoints = workdir / "checkpoints" / "wide"
-    wait_for(checkpoints / "20")
-    if nobody is not None:
-        os.chown(checkpoints, 0, 0)
-    checkpoints.chmod(0o555)
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own; skips where mounting is not allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_when_there_is_room(zygote, undisturbed, disk, tmp_path):
+    workdir, stderr, filler = disk / "run", tmp_path / "stderr", disk / "filler"
+    zygote.start([*LONG, f"--workdir={workdir}"], stderr)
+    wait_for(workdir / "checkpoints" / "wide" / "20")
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
     assert zygote.wait() == 1
     message = stderr.read_text()
-    assert "Permission denied" in message and "intact" in message and message.count("\n") == 1
-    checkpoints.chmod(0o755)
+    assert "No space left on device" in message and "intact" in message and message.count("\n") == 1
+    filler.unlink()
+    status, message, _ = go(zygote, workdir)
+    assert status == 0, message
+    assert_same_to_the_bit(workdir, undisturbed[0])
+
+
+def test_a_read_only_disk_is_bad_usage(zygote, disk, tmp_path):
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    zygote.start([*LONG, f"--workdir={disk / 'run'}"], tmp_path / "stderr")
+    assert zygote.wait() == 2
+    assert (tmp_path / "stderr").read_text() == f"the workdir {disk / 'run'} cannot be written: Read-only file system\n"
+
+
+def test_checkpoints_that_cannot_be_written_end_in_one_line(zygote, undisturbed, tmp_path):
+    workdir, stderr = tmp_path / "run", tmp_path / "stderr"
+    zygote.start([*LONG, f"--workdir={workdir}"], stderr)
+    folder = workdir / "checkpoints" / "wide"
+    wait_for(folder / "20")
+    folder.rename(folder.with_name("aside"))
+    folder.write_text("a file where a folder should be")
+    assert zygote.wait() == 1
+    message = stderr.read_text()
+    assert "could not be written" in message and message.count("\n") == 1
+    folder.unlink()
+    folder.with_name("aside").rename(folder)
     status, message, _ = go(zygote, workdir)
     assert status == 0, message
     assert_same_to_the_bit(workdir, undisturbed[0])

@@ -109,9 +109,8 @@ def test_one_line_and_exit_2(argv, message, places, capsys, monkeypatch, as_user
 def test_as_a_process(argv, status, message, tmp_path):
     root = str(pathlib.Path(launch.__file__).parents[1])
     environment = {**os.environ, "ZOO_EXPERIMENT_MODULES": "tests.experiments.toy", "PYTHONPATH": root}
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.launch", *argv], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+    command = [sys.executable, "-m", "experiments.launch", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == status and message in done.stderr and done.stderr.count("\n") == (status == 2)
     if status == 0:
         toys = [e for e in json.loads(done.stdout) if e["name"] == "toy"]

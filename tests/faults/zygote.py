@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import traceback
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -23,9 +24,9 @@ class Zygote:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
         )  # fmt: skip
 
-    def start(self, argv: list[str], stderr: pathlib.Path, user: int | None = None) -> int:
+    def start(self, argv: list[str], stderr: pathlib.Path) -> int:
         """Starts a child and returns its process id."""
-        self._process.stdin.write(json.dumps({"argv": argv, "stderr": str(stderr), "user": user}) + "\n")
+        self._process.stdin.write(json.dumps({"argv": argv, "stderr": str(stderr)}) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())["pid"]
 
@@ -55,11 +56,11 @@ def _serve() -> None:
             with open(request["stderr"], "w") as stderr:
                 os.dup2(stderr.fileno(), 2)
                 os.dup2(stderr.fileno(), 1)
-                if request["user"] is not None:
-                    os.seteuid(request["user"])
                 status = 1
                 try:
                     status = launch.main(request["argv"])
+                except BaseException:
+                    traceback.print_exc()
                 finally:
                     sys.stdout.flush()
                     sys.stderr.flush()
