@@ -15,6 +15,7 @@ experiment of its own. "smoke" and "quick" run these:
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ from zoo.tasks import (
 from zoo.tasks.reversal import END
 from zoo.training import clip_gradients
 
+PROBLEMS = ("gradients", "recall", "future", "reversal", "strokes", "captions", "clipping")
 TASKS = ("survey", "words", "characters", "handwriting", "translation", "captions")
 PLAIN = {"mlp": "none", "norm": "none"}  # a recurrent layer and nothing else, but for the residual connection
 ADAM = Training(steps=600, batch_size=32, optimizer="adam", learning_rate=3e-3, clip_norm=1.0, steps_per_call=100)
@@ -172,12 +174,14 @@ class Config:
 
     Attributes:
       task: "survey" for the small problems; otherwise a corpus.
+      problems: which of the small problems.
       data: where the corpus lies.
       gradients, recall, future, sequences, clipping: of "survey".
       words, characters, handwriting, translation, captions: of the corpora.
     """
 
     task: str = "survey"
+    problems: tuple[str, ...] = PROBLEMS
     data: Data = Data()
     gradients: Gradients = Gradients()
     recall: Recall = Recall()
@@ -192,6 +196,8 @@ class Config:
 
     def __post_init__(self):
         check_choice("task", self.task, TASKS)
+        for problem in self.problems:
+            check_choice("problems", problem, PROBLEMS)
 
 
 def arms(config: Config) -> dict[str, Arm]:
@@ -200,42 +206,61 @@ def arms(config: Config) -> dict[str, Arm]:
 
 
 def survey_arms(config: Config) -> dict[str, Arm]:
-    """All networks that are trained on small problems."""
-    recall, future, sequences = config.recall, config.future, config.sequences
-    memories = {
-        "tanh": {"name": "elman"},
-        "lstm": {"name": "lstm", "forget_bias": recall.gate_bias},
-        "lstm97": {"name": "lstm", "forget_gate": False},
-        "gru": {"name": "gru", "update_bias": recall.gate_bias},
-        "window_mlp": {"name": "window_mlp", "window": recall.window},
-    }
-    task = DelayedRecall(time=recall.time)
-    result = {}
-    for name, mixer in memories.items():
-        model = SequenceClassifier(
-            num_outputs=task.symbols, dim=recall.dim, vocab_size=task.vocab_size, pooling="last", pattern=(mixer,), **PLAIN
-        )
-        result[f"recall_{name}"] = classification(model, task, recall.training)
+    """The networks that are trained on the chosen small problems."""
+    makers = {"recall": _recall, "future": _future, "reversal": _reversal, "strokes": _strokes, "captions": _shapes}
+    result: dict[str, Arm] = {}
+    for problem in config.problems:
+        if problem in makers:
+            result |= makers[problem](config)
+    return result
 
-    task = FutureContext(time=future.time)
+
+def _recall(config: Config) -> dict[str, Arm]:
+    sizes, task = config.recall, DelayedRecall(time=config.recall.time)
+    mixers = {
+        "tanh": {"name": "elman"},
+        "lstm": {"name": "lstm", "forget_bias": sizes.gate_bias},
+        "lstm97": {"name": "lstm", "forget_gate": False},
+        "gru": {"name": "gru", "update_bias": sizes.gate_bias},
+        "window_mlp": {"name": "window_mlp", "window": sizes.window},
+    }
+    result = {}
+    for name, mixer in mixers.items():
+        model = SequenceClassifier(
+            num_outputs=task.symbols, dim=sizes.dim, vocab_size=task.vocab_size, pooling="last", pattern=(mixer,), **PLAIN
+        )
+        result[f"recall_{name}"] = classification(model, task, sizes.training)
+    return result
+
+
+def _future(config: Config) -> dict[str, Arm]:
+    sizes, task = config.future, FutureContext(time=config.future.time)
+    result = {}
+    # With a linear head alone the logits are a sum of what each direction knows, and no sum is an XOR: both arms get a
+    # hidden layer on top.
     for name, mixer in {"causal": {"name": "lstm"}, "both_ways": {"name": "bidirectional", "mixer": "lstm"}}.items():
         model = SequenceClassifier(
-            num_outputs=2, dim=future.dim, vocab_size=2, pooling="none", pattern=(mixer,), **PLAIN
+            num_outputs=2, dim=sizes.dim, vocab_size=2, pooling="none", pattern=(mixer,), mlp="gelu", norm="none"
         )
-        result[f"future_{name}"] = classification(model, task, future.training)
-
-    task = Reversal()
-    model = EncoderDecoder(task.vocab_size, task.vocab_size, sequences.dim, encoder=("lstm",), bridge="state", **PLAIN)
-    result["reversal"] = translation(model, task, sequences.reversal)
-
-    task = NoisyStrokes()
-    model = labeller(task.symbols, sequences.label_dim, depth=1)
-    result["strokes"] = unsegmented(model, task, sequences.strokes)
-
-    task = ShapeCaptions()
-    model = Captioner(task.vocab_size, sequences.label_dim, channels=(8, 16), pattern=("lstm",), **PLAIN)
-    result["captions"] = captioning(model, task, sequences.captions)
+        result[f"future_{name}"] = classification(model, task, sizes.training)
     return result
+
+
+def _reversal(config: Config) -> dict[str, Arm]:
+    sizes, task = config.sequences, Reversal()
+    model = EncoderDecoder(task.vocab_size, task.vocab_size, sizes.dim, encoder=("lstm",), bridge="state", **PLAIN)
+    return {"reversal": translation(model, task, sizes.reversal)}
+
+
+def _strokes(config: Config) -> dict[str, Arm]:
+    sizes, task = config.sequences, NoisyStrokes()
+    return {"strokes": unsegmented(labeller(task.symbols, sizes.label_dim, depth=1), task, sizes.strokes)}
+
+
+def _shapes(config: Config) -> dict[str, Arm]:
+    sizes, task = config.sequences, ShapeCaptions()
+    model = Captioner(task.vocab_size, sizes.label_dim, channels=(8, 16), pattern=("lstm",), **PLAIN)
+    return {"captions": captioning(model, task, sizes.captions)}
 
 
 def labeller(symbols: int, dim: int, depth: int, dropout: float = 0.0) -> SequenceClassifier:
@@ -298,34 +323,46 @@ def measure(config: Config, trained: Mapping[str, Trained], key: jax.Array) -> d
         return decoded(config, trained["translation"], trained["translation"].arm.evaluation_data)
     if config.task != "survey":
         return {}
-    keys = jax.random.split(key, 5)
-    metrics = {f"gradient/{k}": float(jnp.exp(v[-1])) for k, v in gradient_profiles(config.gradients, keys[0]).items()}
-    for index, clip in enumerate((None, config.clipping.clip)):
-        losses = np.asarray(sgd_losses(config.clipping, clip, keys[1]))
-        finite = losses[np.isfinite(losses)]
-        name = "unclipped" if index == 0 else "clipped"
-        metrics[f"clipping/{name}_last_loss"] = float(losses[-1])
-        metrics[f"clipping/{name}_worst_loss"] = float(finite.max(initial=0.0)) if finite.size == losses.size else np.inf
-        metrics[f"clipping/{name}_mean_of_last_50"] = float(np.mean(losses[-50:]))
-    metrics["future/both_ways - causal"] = (
-        trained["future_both_ways"].metrics["accuracy"] - trained["future_causal"].metrics["accuracy"]
-    )
-    reversal = trained["reversal"]
-    batch = reversal.arm.task.batch(keys[2], config.sequences.sentences)
-    counts = np.bincount(np.asarray(batch.targets)[np.asarray(batch.mask)])
-    metrics["reversal/unigram_accuracy"] = float(counts.max() / counts.sum())
-    metrics["reversal/free_accuracy - unigram"] = (
-        reversal.metrics["free_accuracy"] - metrics["reversal/unigram_accuracy"]
-    )
-    metrics |= decoded(config, reversal, batch)
-    strokes = trained["strokes"]
-    batch = strokes.arm.task.batch(keys[3], config.sequences.sentences)
-    logits = jax.jit(strokes.arm.model.apply)(strokes.params, batch.inputs, batch.lengths)
-    labels, sizes = ctc_best_path(logits, batch.lengths)
-    said = [row[:n] for row, n in zip(np.asarray(labels).tolist(), np.asarray(sizes))]
-    true = [[label for label in row if label] for row in np.asarray(batch.targets).tolist()]
-    metrics["strokes/label_error_rate"] = error_rate(said, true)
+    keys = jax.random.split(key, 4)
+    metrics: dict[str, float] = {}
+    if "gradients" in config.problems:
+        profiles = gradient_profiles(config.gradients, keys[0])
+        metrics |= {f"gradient/{name}": float(jnp.exp(norms[-1])) for name, norms in profiles.items()}
+    if "clipping" in config.problems:
+        metrics |= clipping(config.clipping, keys[1])
+    if "future" in config.problems:
+        both_ways, causal = (trained[f"future_{name}"].metrics["accuracy"] for name in ("both_ways", "causal"))
+        metrics["future/both_ways - causal"] = both_ways - causal
+    if "reversal" in config.problems:
+        reversal = trained["reversal"]
+        batch = reversal.arm.task.batch(keys[2], config.sequences.sentences)
+        counts = np.bincount(np.asarray(batch.targets)[np.asarray(batch.mask)])
+        unigram = float(counts.max() / counts.sum())
+        metrics["reversal/unigram_accuracy"] = unigram
+        metrics["reversal/free_accuracy - unigram"] = reversal.metrics["free_accuracy"] - unigram
+        metrics |= decoded(config, reversal, batch)
+    if "strokes" in config.problems:
+        metrics["strokes/label_error_rate"] = label_error_rate(trained["strokes"], config.sequences.sentences, keys[3])
     return metrics
+
+
+def clipping(sizes: Clipping, key: jax.Array) -> dict[str, float]:
+    """Worst and last losses of SGD with and without clipping (infinite where a loss was not finite)."""
+    metrics = {}
+    for name, clip in (("unclipped", None), ("clipped", sizes.clip)):
+        losses = np.nan_to_num(np.asarray(sgd_losses(sizes, clip, key)), nan=np.inf)
+        metrics[f"clipping/{name}_worst_loss"] = float(losses.max())
+        metrics[f"clipping/{name}_last_loss"] = float(losses[-1])
+    return metrics
+
+
+def label_error_rate(trained: Trained, count: int, key: jax.Array) -> float:
+    """Edit distance per label between the best paths and the labels of ``count`` new sequences."""
+    batch = trained.arm.task.batch(key, count)
+    logits = jax.jit(trained.arm.model.apply)(trained.params, batch.inputs, batch.lengths)
+    labels, sizes = ctc_best_path(logits, batch.lengths)
+    said = [row[:size] for row, size in zip(np.asarray(labels).tolist(), np.asarray(sizes))]
+    return error_rate(said, [[label for label in row if label] for row in np.asarray(batch.targets).tolist()])
 
 
 def gradient_profiles(sizes: Gradients, key: jax.Array) -> dict[str, jax.Array]:
@@ -338,20 +375,21 @@ def gradient_profiles(sizes: Gradients, key: jax.Array) -> dict[str, jax.Array]:
     x = 1e-3 * jax.random.normal(key, (sizes.time, sizes.dim))
     cells = {"lstm 1997": {"forget_gate": False}, "lstm bias 1": {}, "lstm bias 4": {"forget_bias": 4.0}}
     for label, options in cells.items():
-        lstm = zoo.create("lstm", dim=sizes.dim, **options)
-        params = lstm.init(key, x[None])["params"]
+        params = zoo.create("lstm", dim=sizes.dim, **options).init(key, x[None])["params"]
         params = {"params": {**params, "recurrent_kernel": jnp.zeros_like(params["recurrent_kernel"])}}
-
-        def cell(params, lstm=lstm):
-            start = lstm.initial_state(1)
-            return jacobian_log_norms(mixer_step(lstm), params, x, start, select=lambda state: state.cell)
-
-        profiles[f"{label} cell"] = jax.jit(cell)(params)
+        profiles[f"{label} cell"] = _cell_profile(options.get("forget_gate", True), params, x)
     return profiles
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _cell_profile(forget_gate, params, x):
+    lstm = zoo.create("lstm", dim=x.shape[1], forget_gate=forget_gate)
+    return jacobian_log_norms(mixer_step(lstm), params, x, lstm.initial_state(1), select=lambda state: state.cell)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def sgd_losses(sizes: Clipping, clip: float | None, key: jax.Array) -> jax.Array:
-    """Losses of plain SGD on the adding problem, step by step; after a loss that is not finite nothing is updated."""
+    """Losses of plain SGD on the adding problem, step by step, before each step."""
     task = Adding(sizes.time)
     model = SequenceClassifier(
         num_outputs=1, dim=sizes.dim, pooling="last", pattern=({"name": "elman", "recurrent_scale": sizes.scale},), **PLAIN
@@ -367,13 +405,9 @@ def sgd_losses(sizes: Clipping, clip: float | None, key: jax.Array) -> jax.Array
         updates, state = optimizer.update(grads, state)
         return (optax.apply_updates(params, updates), state), value
 
-    @jax.jit
-    def run(key):
-        key_init, key_steps = jax.random.split(key)
-        params = model.init(key_init, task.batch(key_steps, 1).inputs)
-        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key_steps, sizes.steps))[1]
-
-    return run(key)
+    key_init, key_steps = jax.random.split(key)
+    params = model.init(key_init, task.batch(key_steps, 1).inputs)
+    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key_steps, sizes.steps))[1]
 
 
 def decoded(config: Config, trained: Trained, batch: Any) -> dict[str, float]:
@@ -407,15 +441,15 @@ def ngram_baseline(task: TextStreams) -> dict[str, float]:
         jnp.asarray(np.asarray(dataclasses.replace(task, split=split).tokens().ids), jnp.int32)[None]
         for split in ("train", "test")
     )
-    model, pieces = fit_ngram(train, size, order), 256
-    length = test.shape[1] // pieces
-    nats = np.mean([ngram_entropy(model, test[:, i * length : (i + 1) * length]) for i in range(pieces)])
+    model, length = fit_ngram(train, size, order), min(1024, test.shape[1])
+    pieces = [test[:, i : i + length] for i in range(0, test.shape[1] - length + 1, length)]
+    nats = np.mean([ngram_entropy(model, piece) for piece in pieces])
     return {f"{order}-gram/perplexity": float(np.exp(nats)), f"{order}-gram/bits": float(nats / np.log(2))}
 
 
 def figures(config: Config, trained: Mapping[str, Trained], metrics: Mapping[str, float]) -> dict[str, Any]:
     """How gradients vanish and explode; what clipping does."""
-    if config.task != "survey":
+    if config.task != "survey" or not {"gradients", "clipping"} <= set(config.problems):
         return {}
     from matplotlib.figure import Figure
 
@@ -455,6 +489,7 @@ QUICK_CHECKS = (
 
 _SHORT = {"steps": 4, "batch_size": 8, "steps_per_call": 2}
 SMOKE = Config(
+    problems=("gradients", "future", "reversal", "clipping"),
     gradients=Gradients(dim=4, time=6),
     recall=Recall(time=6, dim=8, window=2, training=dataclasses.replace(ADAM, **_SHORT)),
     future=Future(time=8, dim=8, training=dataclasses.replace(ADAM, **_SHORT)),

@@ -10,6 +10,7 @@ gradients to vanish; a spectral radius above 1/gamma is necessary for them to ex
 Products are renormalised at every step and norms are returned as logarithms: 0.125^400 is a number here, not zero.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,12 +111,15 @@ def weight_sweep(
     x = input_std * jax.random.normal(key_x, (time, dim))
     norms: dict[str, dict[float, Array]] = {}
     for activation in activations:
-        network = Elman(dim, activation=activation)
-
-        def profile(scale, network=network):
-            params = {"params": {**fixed, "recurrent_kernel": scale * orthogonal}}
-            return jacobian_log_norms(mixer_step(network), params, x, network.initial_state(1))
-
-        rows = jax.jit(jax.vmap(profile))(jnp.asarray(scales))
+        rows = _elman_profiles(Elman(dim, activation=activation), fixed, orthogonal, x, jnp.asarray(scales))
         norms[activation] = {scale: rows[i] for i, scale in enumerate(scales)}
     return norms
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _elman_profiles(network, fixed, orthogonal, x, scales):
+    def profile(scale):
+        params = {"params": {**fixed, "recurrent_kernel": scale * orthogonal}}
+        return jacobian_log_norms(mixer_step(network), params, x, network.initial_state(1))
+
+    return jax.vmap(profile)(scales)
