@@ -6,6 +6,7 @@ its chain ends. Trained on chains of at most 5 arrows, tested on chains of 8, th
 blocks of their own weights, and with a single step. With adaptive halting, on cycles, the steps taken are counted
 against the hops asked for. The paper preset has the paper's own problems (universal_transformer_problems.py).
 """
+# ruff: noqa: RUF009  (the configurations are frozen)
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,6 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.experiment import Arm, Check, Experiment, Trained, Training, register
+from experiments.papers.universal_transformer_problems import (
+    Passages,
+    Programs,
+    Stories,
+    Strings,
+    Translation,
+    Verbs,
+    compare,
+)
+from zoo.checks import check_choice
 from zoo.layers import accuracy, cross_entropy, masked_mean
 from zoo.mixers import UniversalTransformerEncoder, ponder_cost
 from zoo.tasks import ChainRoot, Hop, Task
@@ -58,6 +69,15 @@ class PointerChasing:
     ponder: float = 0.1
     ponder_from: float = 0.5
     test_size: int = 1000
+
+    def arms(self) -> dict[str, Arm]:
+        """The three arms on chains, and adaptive halting on cycles."""
+        return {
+            "universal": chain_arm(self, {"steps": self.steps}),
+            "untied": chain_arm(self, {"steps": self.steps, "shared": False}),
+            "single_step": chain_arm(self, {"steps": 1}),
+            "halting": hop_arm(self),
+        }
 
 
 class SetReader(nn.Module):
@@ -176,45 +196,57 @@ CHAIN_ARMS = {
 }
 
 
-def pointer_arms(config: PointerChasing) -> dict[str, Arm]:
-    """The three arms on chains, and adaptive halting on cycles."""
-    return {
-        "universal": chain_arm(config, {"steps": config.steps}),
-        "untied": chain_arm(config, {"steps": 1, "inner_layers": config.steps}),
-        "single_step": chain_arm(config, {"steps": 1}),
-        "halting": hop_arm(config),
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is run.
+    """What is run: ``task`` chooses one of the other fields, ``--set=task=babi --set=babi.folder=...``.
 
     Attributes:
-      task: "pointer_chasing".
-      pointer_chasing: its configuration.
+      task: name of one of the other fields.
+      pointer_chasing: depth generalisation and adaptive halting, the quick demonstration.
+      algorithmic: copy, reverse, addition.
+      learning_to_execute: programs, and strings to memorise.
+      babi: questions on stories.
+      agreement: subject-verb agreement.
+      lambada: the last word of a passage.
+      translation: WMT14 English-German.
     """
 
     task: str = "pointer_chasing"
     pointer_chasing: PointerChasing = PointerChasing()
+    algorithmic: Strings = Strings()
+    learning_to_execute: Programs = Programs()
+    babi: Stories = Stories()
+    agreement: Verbs = Verbs()
+    lambada: Passages = Passages()
+    translation: Translation = Translation()
+
+    def __post_init__(self):
+        check_choice("task", self.task, [f.name for f in dataclasses.fields(self) if f.name != "task"])
 
 
 def arms(config: Config) -> dict[str, Arm]:
     """Arms of the chosen task."""
-    return pointer_arms(config.pointer_chasing)
+    return getattr(config, config.task).arms()
 
 
 def measure(config: Config, trained: Mapping[str, Trained], key: jax.Array) -> dict[str, float]:
-    """Differences between the arms."""
-    deep = {name: arm.metrics["deep"] for name, arm in trained.items() if "deep" in arm.metrics}
-    return {
-        "deep_over_untied": deep["universal"] - deep["untied"],
-        "deep_over_single_step": deep["universal"] - deep["single_step"],
-    }
+    """Differences between the arms; for the paper's problems ``gain``, of the better kind over the Transformer."""
+    if config.task == "pointer_chasing":
+        deep = {name: arm.metrics["deep"] for name, arm in trained.items() if "deep" in arm.metrics}
+        return {
+            "deep_over_untied": deep["universal"] - deep["untied"],
+            "deep_over_single_step": deep["universal"] - deep["single_step"],
+        }
+    metrics = {}
+    if config.task == "translation":
+        metrics = {f"{name}/bleu": config.translation.bleu(arm.arm, arm.params) for name, arm in trained.items()}
+    return metrics | compare({name: arm.metrics for name, arm in trained.items()}, metrics)
 
 
 def figures(config: Config, trained: Mapping[str, Trained], metrics: Mapping[str, float]) -> dict[str, Any]:
     """Accuracy by depth for the arms on chains, and steps taken by hops."""
+    if config.task != "pointer_chasing":
+        return {}
     import matplotlib.pyplot as plt
 
     pointers = config.pointer_chasing
@@ -251,7 +283,7 @@ register(
             "A block iterated over depth follows chains longer than those it was trained on, where as many untied layers "
             "fail, and with adaptive halting it takes more steps where more are needed."
         ),
-        presets={"smoke": Config(pointer_chasing=SMOKE), "quick": Config(), "paper": Config()},
+        presets={"smoke": Config(pointer_chasing=SMOKE), "quick": Config(), "paper": Config(task="algorithmic")},
         arms=arms,
         checks={
             "quick": (
@@ -267,6 +299,7 @@ register(
                 Check("every token takes a step", "halting/steps_min", ">=", 1),
                 Check("no token takes more than it may", "halting/steps_max", "<=", 6),
             ),
+            "paper": (Check("Universal Transformers beat the Transformer, mean over problems", "gain", ">", 0.0),),
         },
         measure=measure,
         figures=figures,
