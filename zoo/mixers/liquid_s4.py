@@ -177,8 +177,9 @@ def liquid_s4(
     "liquid_s4",
     variants={
         "default": {"state_dim": 6},
-        "kb": {"state_dim": 4, "form": "kb", "order": 3},
-        "pb": {"state_dim": 4, "form": "pb", "order": 2, "discretization": "zoh"},
+        # large steps, so that products of inputs carry weight
+        "kb": {"state_dim": 4, "form": "kb", "order": 3, "dt_min": 0.5, "dt_max": 1.0},
+        "pb": {"state_dim": 4, "form": "pb", "discretization": "zoh", "dt_min": 0.5, "dt_max": 1.0},
     },
 )
 class LiquidS4(nn.Module):
