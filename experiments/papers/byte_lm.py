@@ -20,7 +20,7 @@ from zoo.tasks.byte_text import ByteText, load_bytes, order0_entropy, streams, x
 class Model:
     """The language model; fields as in ``zoo.LanguageModel``."""
 
-    dim: int = 192
+    dim: int = 128
     pattern: tuple[str, ...] = ("gru",)
     depth: int = 2
     mlp: str = "swiglu"
@@ -48,15 +48,15 @@ class Config:
     model: Model = Model()
     data: Data = Data()
     training: Training = Training(
-        steps=1000,
-        batch_size=16,
-        learning_rate=4e-3,
+        steps=1200,
+        batch_size=8,
+        learning_rate=5e-3,
         schedule="cosine",
         warmup=50,
         weight_decay=0.01,
         steps_per_call=10,
-        evaluate_every=250,
-        checkpoint_every=250,
+        evaluate_every=200,
+        checkpoint_every=200,
     )
     sample_bytes: int = 300
 
