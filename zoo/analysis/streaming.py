@@ -39,7 +39,7 @@ def step_flops(module: Any, params: Any, dim: int) -> int:
     return flops(lambda p, x, s: module.apply(p, x, s), params, x, jax.eval_shape(lambda: module.initial_state(1)))
 
 
-def stream_seconds(module: Any, params: Any, tokens: int, dim: int, *, repeats: int = 3) -> float:
+def stream_seconds(module: Any, params: Any, tokens: int, dim: int, *, repeats: int = 7) -> float:
     """Wall-clock seconds to stream ``tokens`` tokens of one row: the fastest of ``repeats``, without compiling."""
     x = jnp.zeros((1, tokens, dim))
     run = jax.jit(lambda p, x: stream(module, p, x)[0])
