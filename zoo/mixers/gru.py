@@ -33,7 +33,7 @@ from zoo.checks import check_choice, check_positive, check_sequence, check_state
 from zoo.dtypes import accumulator
 from zoo.layers.initializers import recurrent_kernel, symmetric_uniform
 from zoo.registry import register
-from zoo.scans import matmul, recurrent_scan
+from zoo.scans import gate_kernels, gate_products, recurrent_scan
 
 RESET_GATES = ("after", "before")
 
@@ -67,7 +67,15 @@ def gru(
       (h [B, T, H] in at least float32, state after the last token).
     """
     check_choice("reset_gate", reset_gate, RESET_GATES)
-    weights = {k: v.astype(x.dtype) if k.endswith("_kernel") else v for k, v in params.items()}
+    weights = {"bias": jnp.split(params["bias"], 3)}
+    weights["input_kernel"] = gate_kernels(params["input_kernel"].astype(x.dtype), 3)
+    recurrent = params["recurrent_kernel"].astype(x.dtype)
+    if reset_gate == "after":
+        weights |= {"recurrent_kernel": gate_kernels(recurrent, 3), "candidate_bias": params["candidate_bias"]}
+    else:
+        split = 2 * params["recurrent_kernel"].shape[0]
+        weights["recurrent_kernel"] = gate_kernels(recurrent[:, :split], 2)
+        weights["candidate_kernel"] = gate_kernels(recurrent[:, split:], 1)
     hidden = state.hidden.astype(accumulator(x.dtype))
     step = _step_after if reset_gate == "after" else _step_before
     hidden, last = recurrent_scan(step, x, hidden, weights, project=_project, reset=reset)
@@ -75,28 +83,25 @@ def gru(
 
 
 def _project(params, x):
-    return matmul(x, params["input_kernel"]) + params["bias"]
+    products = gate_products(x, params["input_kernel"], 3)
+    return [product + bias for product, bias in zip(products, params["bias"], strict=True)]
 
 
 def _step_after(params, hidden, drive, keep):
-    width = hidden.shape[-1]
-    drive, candidate_drive = drive[..., : 2 * width], drive[..., 2 * width :]
-    products = matmul(hidden, params["recurrent_kernel"])
-    gates = jax.nn.sigmoid(keep(drive + products[..., : 2 * width]))
-    candidate = keep(products[..., 2 * width :] + params["candidate_bias"])
-    candidate = jnp.tanh(keep(candidate_drive) + gates[..., :width] * candidate)
-    z = gates[..., width:]
-    return z * hidden + (1 - z) * candidate
+    r, z, n = gate_products(hidden, params["recurrent_kernel"], 3)
+    r = jax.nn.sigmoid(keep(drive[0] + r))
+    z = jax.nn.sigmoid(keep(drive[1] + z))
+    n = jnp.tanh(keep(drive[2]) + r * keep(n + params["candidate_bias"]))
+    return z * hidden + (1 - z) * n
 
 
 def _step_before(params, hidden, drive, keep):
-    width = hidden.shape[-1]
-    kernel = params["recurrent_kernel"]
-    gates = jax.nn.sigmoid(keep(drive[..., : 2 * width] + matmul(hidden, kernel[:, : 2 * width])))
-    candidate = matmul(gates[..., :width] * hidden, kernel[:, 2 * width :])
-    candidate = jnp.tanh(keep(drive[..., 2 * width :] + candidate))
-    z = gates[..., width:]
-    return z * hidden + (1 - z) * candidate
+    r, z = gate_products(hidden, params["recurrent_kernel"], 2)
+    r = jax.nn.sigmoid(keep(drive[0] + r))
+    z = jax.nn.sigmoid(keep(drive[1] + z))
+    (n,) = gate_products(r * hidden, params["candidate_kernel"], 1)
+    n = jnp.tanh(keep(drive[2] + n))
+    return z * hidden + (1 - z) * n
 
 
 @register(

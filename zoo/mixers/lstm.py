@@ -37,7 +37,7 @@ from zoo.checks import check_choice, check_positive, check_sequence, check_state
 from zoo.dtypes import accumulator
 from zoo.layers.initializers import recurrent_kernel, symmetric_uniform
 from zoo.registry import register
-from zoo.scans import matmul, recurrent_scan
+from zoo.scans import gate_kernels, gate_products, recurrent_scan
 
 OUTPUT_ACTIVATIONS = ("tanh", "identity")
 
@@ -90,21 +90,26 @@ def lstm_states(
 ) -> tuple[LSTMState, LSTMState]:
     """As ``lstm``, but returns (the states of all steps: ``hidden`` and ``cell`` [B, T, H], the last state)."""
     check_choice("output_activation", output_activation, OUTPUT_ACTIVATIONS)
-    weights = {k: v.astype(x.dtype) if k.endswith("_kernel") else v for k, v in params.items()}
+    gates = 4 if forget_gate else 3
+    weights = {k: v for k, v in params.items() if k.startswith("peephole_")}
+    for name in ("input_kernel", "recurrent_kernel"):
+        weights[name] = gate_kernels(params[name].astype(x.dtype), gates)
+    weights["bias"] = jnp.split(params["bias"], gates)
     state = jax.tree.map(lambda s: s.astype(accumulator(x.dtype)), state)
     step = _step(forget_gate, output_activation)
     return recurrent_scan(step, x, state, weights, project=_project, reset=reset)
 
 
 def _project(params, x):
-    return matmul(x, params["input_kernel"]) + params["bias"]
+    products = gate_products(x, params["input_kernel"], len(params["bias"]))
+    return [product + bias for product, bias in zip(products, params["bias"], strict=True)]
 
 
 @functools.cache
 def _step(forget_gate, output_activation):
     def step(params, state, drive, keep):
-        gates = keep(drive + matmul(state.hidden, params["recurrent_kernel"]))
-        i, *f, g, o = jnp.split(gates, 4 if forget_gate else 3, axis=-1)
+        products = gate_products(state.hidden, params["recurrent_kernel"], len(drive))
+        i, *f, g, o = (keep(d + p) for d, p in zip(drive, products, strict=True))
         peephole = "peephole_output" in params
         if peephole:
             i = i + params["peephole_input"] * state.cell
