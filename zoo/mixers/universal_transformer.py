@@ -329,7 +329,7 @@ def _coordinates(params: Params, o: Options, scene: _Scene, offset: Any, t: Arra
     if o.step_signal == "sinusoid":
         total = total + sinusoidal_positions(t + origin, dim, interleaved=interleaved)
     elif o.step_signal == "learned":
-        total = total + params["step_table"][t] * dim**0.5
+        total = total + jnp.asarray(params["step_table"])[t] * dim**0.5
     return total
 
 
@@ -569,7 +569,8 @@ def _draw(key: Array, leaves: Mapping[str, Any]) -> dict[str, Any]:
         "basic": {"heads": 2, "steps": 3, "window": 16, "mlp_dim": 12},
         "act_sepconv": {
             "heads": 2, "steps": 4, "window": 5, "mlp_dim": 12, "recurrence": "act", "act_type": "accumulated",
-            "freeze_halted": True, "halting_bias": -2.0, "transition": "sepconv", "sinusoid": "concatenated",
+            "freeze_halted": True, "halting_bias": -2.0, "transition": "sepconv", "step_signal": "none",
+            "sinusoid": "concatenated",
         },
         "act_mixed": {
             "heads": 2, "steps": 4, "window": 16, "mlp_dim": 12, "recurrence": "act", "halting_bias": -1.0,

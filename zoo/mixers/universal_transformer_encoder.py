@@ -25,7 +25,7 @@ from zoo.registry import register
         },
         "act_sepconv": {
             "heads": 2, "steps": 4, "mlp_dim": 12, "recurrence": "act", "halting_bias": -2.0, "transition": "sepconv",
-            "freeze_halted": True,
+            "step_signal": "none", "freeze_halted": True,
         },
         "gru": {"heads": 2, "steps": 3, "recurrence": "gru", "step_signal": "none", "norm": "post"},
     },

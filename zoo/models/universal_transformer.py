@@ -52,7 +52,9 @@ def _part(cls: type, options: Mapping[str, Any], argument: str, **given: Any) ->
         if option in given:
             raise ValueError(f"{argument} may not set {option!r}: it is set by the model")
         if option not in fields:
-            raise ValueError(f"{argument} has no option {option!r}{nearest(option, fields)} (options: {', '.join(fields)})")
+            raise ValueError(
+                f"{argument} has no option {option!r}{nearest(option, fields)} (options: {', '.join(fields)})"
+            )
     return cls(**given, **options)
 
 
