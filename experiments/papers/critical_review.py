@@ -319,12 +319,8 @@ CORPORA = {
 
 def measure(config: Config, trained: Mapping[str, Trained], key: jax.Array) -> dict[str, float]:
     """Untrained numbers (gradients, clipping, baselines) and what is decoded on the host (BLEU, error rates)."""
-    if config.task in ("words", "characters"):
-        return ngram_baseline(trained[config.task].arm.task)
-    if config.task == "translation":
-        return decoded(config, trained["translation"], trained["translation"].arm.evaluation_data)
     if config.task != "survey":
-        return {}
+        return corpus_numbers(config, trained[config.task])
     keys = jax.random.split(key, 4)
     metrics: dict[str, float] = {}
     if "gradients" in config.problems:
@@ -346,6 +342,25 @@ def measure(config: Config, trained: Mapping[str, Trained], key: jax.Array) -> d
     if "strokes" in config.problems:
         metrics["strokes/label_error_rate"] = label_error_rate(trained["strokes"], config.sequences.sentences, keys[3])
     return metrics
+
+
+def corpus_numbers(config: Config, trained: Trained) -> dict[str, float]:
+    """Baselines and decoded numbers of a corpus, and by how much its aim is missed (negative: reached).
+
+    Aims: words, a perplexity of 90; characters, the bits of an n-gram model; translation, a BLEU of 0.26 (Sutskever et
+    al. 2014, single LSTM); the others, for which the survey has no comparable number, a finite loss.
+    """
+    metrics = {}
+    if config.task in ("words", "characters"):
+        metrics = ngram_baseline(trained.arm.task)
+    elif config.task == "translation":
+        metrics = decoded(config, trained, trained.arm.evaluation_data)
+    missed = {
+        "words": lambda: trained.metrics["perplexity"] - 90,
+        "characters": lambda: trained.metrics["bits"] - metrics["n-gram/bits"],
+        "translation": lambda: 0.26 - metrics["translation/bleu_beam"],
+    }.get(config.task, lambda: 0.0 if np.isfinite(trained.metrics["loss"]) else np.inf)
+    return {**metrics, "corpus/missed_by": float(missed())}
 
 
 def clipping(sizes: Clipping, key: jax.Array) -> dict[str, float]:
@@ -446,7 +461,7 @@ def ngram_baseline(task: TextStreams) -> dict[str, float]:
     model, length = fit_ngram(train, size, order), min(1024, test.shape[1])
     pieces = [test[:, i : i + length] for i in range(0, test.shape[1] - length + 1, length)]
     nats = np.mean([ngram_entropy(model, piece) for piece in pieces])
-    return {f"{order}-gram/perplexity": float(np.exp(nats)), f"{order}-gram/bits": float(nats / np.log(2))}
+    return {"n-gram/order": order, "n-gram/perplexity": float(np.exp(nats)), "n-gram/bits": float(nats / np.log(2))}
 
 
 def figures(config: Config, trained: Mapping[str, Trained], metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -528,6 +543,6 @@ register(
             "minimises the sum over a segment, as those recipes do; translation shares one sub-word vocabulary between "
             "both languages."
         ),
-        checks={"quick": QUICK_CHECKS, "paper": (Check("Penn Treebank", "words/perplexity", "<", 90.0),)},
+        checks={"quick": QUICK_CHECKS, "paper": (Check("reaches the aim of its corpus", "corpus/missed_by", "<=", 0.0),)},
     )
 )

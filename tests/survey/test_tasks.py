@@ -189,6 +189,8 @@ def test_bleu_of_hand_computed_cases(as_users_see_it):
     assert bleu([reference], [[reference]]) == pytest.approx(1)
     # Clipping (the example of Papineni et al.): of seven "the" only two count.
     assert bleu([["the"] * 7], [[reference]], max_order=1) == pytest.approx(2 / 7)
+    # ... and with several references the largest count in any one of them, not their sum.
+    assert bleu([["the"] * 3], [[["the", "cat"], ["the", "dog"]]], max_order=1) == pytest.approx(1 / 3)
     # 5 of 6 unigrams, 3 of 5 bigrams, 1 of 4 trigrams, 0 of 3 four-grams.
     hypothesis = ["the", "cat", "sat", "on", "the", "mat"]
     assert bleu([hypothesis], [[reference]]) == 0
