@@ -35,6 +35,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Remove the run in --workdir first.", flag_values=values)
     flags.DEFINE_bool("progress", True, "Show progress.", flag_values=values)
+    flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, in a run of several processes.", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "Number of processes in the run.", flag_values=values)
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=values)
@@ -135,17 +136,20 @@ def _print_verdict(verdict: dict) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``run`` with errors as one line on stderr and an exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        return run(argv)
     except UsageError as error:
-        return _fail(error, 2)
+        return _fail(error, 2, argv)
     except RunError as error:
-        return _fail(error, 1)
+        return _fail(error, 1, argv)
     except Stopped as error:
-        return _fail(error, 128 + error.number)
+        return _fail(error, 128 + error.number, argv)
 
 
-def _fail(error: BaseException, status: int) -> int:
+def _fail(error: BaseException, status: int, argv: Sequence[str]) -> int:
+    if any(argument.lstrip("-") == "traceback" for argument in argv):
+        traceback.print_exception(error)
     print(" ".join(str(error).split()), file=sys.stderr, flush=True)
     return status
 

@@ -1,7 +1,10 @@
 """What a user sees while an arm trains: a bar on a terminal or in a notebook, a line every ten seconds in a log."""
 
+import os
 import sys
 import time
+
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Progress:
@@ -31,7 +34,7 @@ class Progress:
         if sys.stderr.isatty() or _in_notebook():
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, leave=True)
+            self._bar = tqdm(total=steps, initial=start, desc=name, bar_format=_BAR, **_width())
         else:
             self._lines = True
 
@@ -44,7 +47,7 @@ class Progress:
         speed = done / since if done and since else (step - self.start) / max(now - self._began, 1e-9)
         if self._bar is not None:
             self._bar.set_postfix_str(
-                f"loss {loss:.4g}, {_short(speed * self.per_step)} {self.unit}/s, "
+                f"loss {loss:.4g}, {_short(speed)} steps/s, {_short(speed * self.per_step)} {self.unit}/s, "
                 f"{_clock((self.steps - step) / max(speed, 1e-9))} left",
                 refresh=False,
             )
@@ -78,6 +81,13 @@ def say(message: str, show: bool = True) -> None:
 def _in_notebook() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and type(shell).__name__ != "TerminalInteractiveShell"
+
+
+def _width() -> dict[str, object]:
+    """Options of the bar: follow the terminal's width; 100 columns for a terminal that says it has none."""
+    if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns == 0:
+        return {"ncols": 100}
+    return {"dynamic_ncols": True}
 
 
 def _short(value: float) -> str:

@@ -16,6 +16,7 @@ and the summary says which step and which parameter. This costs a select that fu
 synchronisation with the host.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,6 +82,7 @@ class Summary:
     bad_loss: Any
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def keys(seed: int) -> dict[str, jax.Array]:
     """The keys of a run by purpose: init, data, dropout, evaluation, measure."""
     names = ("init", "data", "dropout", "evaluation", "measure")

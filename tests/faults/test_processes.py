@@ -16,7 +16,7 @@ from tests.faults.conftest import arrays, assert_same_to_the_bit
 ROOT = pathlib.Path(__file__).parents[2]
 ARGV = [
     "--experiment=toy", "--preset=smoke", "--set=training.steps=200", "--set=training.steps_per_call=5",
-    "--set=training.checkpoint_every=10", "--set=carry=true", "--set=training.ema=0.9",
+    "--set=training.checkpoint_every=10", "--set=carry=true", "--set=training.ema=0.9", "--set=source=host",
 ]  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_two_processes_equal_one(undisturbed, tmp_path):
     assert (undisturbed / "verdict.json").exists() and (undisturbed / "report.md").exists()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_one_is_killed_the_other_says_so_and_both_resume(undisturbed, tmp_path, victim):
     workdir = tmp_path / "run"
     pair = Pair(workdir, "--set=pause=0.01")
