@@ -258,7 +258,7 @@ def figures(config: Config, trained: Mapping[str, Trained], metrics: Mapping[str
     axes.axhline(1 / 3, color="0.5", linestyle=":", label="guessing one of the roots")
     axes.set(xlabel="arrows between a node and the end of its chain", ylabel="accuracy", ylim=(0, 1.03))
     axes.set_xticks(depths)
-    axes.legend(loc="lower left")
+    axes.legend(loc="center left", bbox_to_anchor=(0.39, 0.62), fontsize=8)
     axes.set_title(f"Trained on chains of up to {pointers.trained_edges} arrows, tested on {pointers.tested_edges}")
 
     ponder, axes = plt.subplots(figsize=(4.6, 3.8), layout="constrained")

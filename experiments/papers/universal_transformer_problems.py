@@ -1,7 +1,9 @@
 """The Universal Transformer's own problems, at the paper's sizes: part of experiments/papers/universal_transformer.py.
 
 Every problem compares ``kinds`` of one size: "universal" (a fixed number of depth steps), "act" (adaptive halting with a
-ponder cost) and "transformer" (as many layers with weights of their own). Arms are called ``<problem>_<kind>``.
+ponder cost) and "transformer" (as many layers with weights of their own); sequence-to-sequence problems also "lstm" (with
+attention). The ablation "timeless" (universal, without the step signal) runs when it is named. Arms are called
+``<problem>_<kind>``.
 """
 # ruff: noqa: RUF009  (the configurations are frozen)
 
@@ -39,6 +41,7 @@ from zoo.tasks.sequence_metrics import sequence_scores
 
 KINDS = ("universal", "act", "transformer")
 SEQUENCE_KINDS = (*KINDS, "lstm")
+ABLATIONS = ("timeless",)
 CHUNK = 32  # rows at a time in an evaluation of a whole set
 
 
@@ -78,10 +81,12 @@ def released_training(size: Size, **training: Any) -> Training:
 
 def depth_options(kind: str, size: Size, **options: Any) -> dict[str, Any]:
     """Options of the zoo's Universal Transformers that make up a kind."""
-    check_choice("kind", kind, SEQUENCE_KINDS)
+    check_choice("kind", kind, (*KINDS, *ABLATIONS))
     options |= {"heads": size.heads, "mlp_dim": size.mlp_dim}
     if kind == "act":
         return options | {"steps": 2 * size.steps, "recurrence": "act"}
+    if kind == "timeless":
+        return options | {"steps": size.steps, "step_signal": "none"}
     return options | {"steps": size.steps, "shared": kind == "universal"}
 
 
