@@ -172,7 +172,7 @@ register(
         checks={"quick": checks(s5=0.80, lru=0.85), "paper": checks(s5=0.99, lru=0.98)},
         notes=(
             "Quick, seeds 0 to 2: S5 0.98 to 0.99, LRU 0.93 to 0.97, LSTM 0.83 to 0.84; the GRU (0.88 to 0.93) and "
-            "attention (0.80 to 0.93) lie between and are reported without a check. A higher learning rate does not "
+            "attention (0.80 to 0.93) vary between them and are reported without a check. A higher learning rate does not "
             "help the LSTM. Sizes of the paper preset are those of the S5 paper for sequential MNIST as recalled (4 "
             "layers, width 96, state 128, 150 epochs), with layer normalisation in place of batch normalisation; its "
             "thresholds have not been tried."
