@@ -45,6 +45,12 @@ def assert_same_arrays(first, second, arm="wide"):
     assert all(a[k].tobytes() == b[k].tobytes() for k in a)
 
 
+def rows(workdir):
+    """Rows of metrics.jsonl, without what depends on the clock."""
+    every = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in every]
+
+
 def test_a_run_writes_everything_that_a_reader_needs(finished):
     workdir, verdict = finished
     stored = json.loads((workdir / "verdict.json").read_text())
@@ -94,14 +100,18 @@ def test_a_signal_saves_and_resuming_ends_where_the_undisturbed_run_ended(finish
     assert got.keys() == wanted.keys() and all(got[k] == wanted[k] for k in got if "seconds" not in k)
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_parameter_and_keeps_the_checkpoint(tmp_path, capsys):
-    status = launch.main(
-        ["--experiment=toy", "--preset=smoke", f"--workdir={tmp_path / 'run'}", "--set=nan_at=23", "--noprogress"]
-    )
-    message = capsys.readouterr().err
-    assert status == 1 and message.count("\n") == 1
-    assert "wide: step 23: the loss is not finite" in message and "hidden/kernel" in message
-    assert "the checkpoint of step 20 is kept" in message
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("loss", "wide: step 23: the loss is not finite; the checkpoint of step 20 is kept"),
+        ("gradient", "but a gradient is not finite; first parameter with a non-finite gradient: out/bias"),
+    ],
+)
+def test_what_is_not_finite_stops_with_step_and_parameter_and_keeps_the_checkpoint(tmp_path, capsys, where, message):
+    argv = ["--experiment=toy", "--preset=smoke", f"--workdir={tmp_path / 'run'}", "--set=nan_at=23", "--noprogress"]
+    assert launch.main([*argv, f"--set=nan_in={where}"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "wide: step 23: " in error and message in error
     assert (tmp_path / "run" / "checkpoints" / "wide" / "20" / "COMMIT").exists()
 
 
@@ -131,6 +141,7 @@ def test_carry_host_data_and_averages_survive_a_resume_to_the_bit(tmp_path, sour
     (parts / "arms" / "wide.json").unlink()
     assert run(parts, overrides=overrides, resume=True)["passed"]
     assert_same_arrays(whole, parts)
+    assert rows(parts) == rows(whole)
     assert any("ema" in name for name in final_arrays(whole)[1]) and any("carry" in n for n in final_arrays(whole)[1])
 
 

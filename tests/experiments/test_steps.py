@@ -94,9 +94,10 @@ def test_four_devices_equal_one(source):
 
 
 def test_micro_batches_equal_one_batch():
-    whole, _ = trained(Config(training=TRAINING), 1)
-    parts, _ = trained(Config(training=dataclasses.replace(TRAINING, accumulate=4)), 1)
+    whole, wanted = trained(Config(training=TRAINING), 1)
+    parts, got = trained(Config(training=dataclasses.replace(TRAINING, accumulate=4)), 1)
     close(parts.params, jax.tree.map(lambda x: x[0], whole.params))
+    close(got.metrics, jax.tree.map(lambda x: x[0], wanted.metrics))  # among them the gradient's norm
 
 
 def test_carry_goes_from_step_to_step_by_row():
@@ -115,14 +116,15 @@ def test_a_shorter_call_stops_exactly_there():
     np.testing.assert_allclose(summary.metrics["loss"][0], np.mean(losses), rtol=1e-5)
 
 
-def test_the_state_freezes_before_a_step_that_is_not_finite():
-    healthy = Config(training=TRAINING)
-    state, summary = trained(dataclasses.replace(healthy, nan_at=3), 1)
-    before, _ = trained(healthy, 1, count=3)
-    assert summary.bad_step[0] == 3 and state.step[0] == 3 and np.isnan(summary.bad_loss[0])
-    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.params)]
-    assert paths[summary.bad_leaf[0]] == "['hidden']['kernel']"
+@pytest.mark.parametrize(("where", "leaf"), [("loss", -1), ("gradient", 1)])
+def test_the_state_freezes_before_a_step_that_is_not_finite(where, leaf):
+    poisoned = Config(training=TRAINING, nan_at=3, nan_in=where)
+    state, summary = trained(poisoned, 1)
+    before, _ = trained(dataclasses.replace(poisoned, nan_at=99), 1, count=3)
+    assert summary.bad_step[0] == 3 and state.step[0] == 3 and np.isnan(summary.bad_loss[0]) == (where == "loss")
+    assert summary.bad_leaf[0] == leaf  # of hidden/kernel, out/bias, out/kernel
     close(state.params, jax.tree.map(lambda x: x[0], before.params), rtol=1e-6)
+    close(state.opt_state, jax.tree.map(lambda x: x[0], before.opt_state), rtol=1e-6)
 
 
 def test_abstract_arguments_are_those_of_the_real_call():

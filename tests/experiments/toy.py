@@ -1,7 +1,7 @@
 """A tiny registered experiment for the tests of trainer, launcher and faults.
 
 Join it with ZOO_EXPERIMENT_MODULES=tests.experiments.toy. A line is fitted to noisy points; ``nan_at`` injects a NaN
-into the gradient of one parameter at one step, ``slow`` makes every step take a while.
+at one step, into the loss or only into the gradient of one parameter; ``pause`` makes every step take a while.
 """
 
 import dataclasses
@@ -70,6 +70,7 @@ class Model:
 class Config:
     model: Model = Model()
     nan_at: int | None = None
+    nan_in: str = "loss"
     pause: float = 0.0
     carry: bool = False
     source: str = "device"
@@ -97,9 +98,11 @@ def arm(config: Config, model: Model | None = None) -> Arm:
         return jnp.tanh(x @ params["hidden"]["kernel"]) @ params["out"]["kernel"] + params["out"]["bias"]
 
     def loss(params, batch, key, step, carry):
-        if config.nan_at is not None:
-            poison = jnp.where(step == config.nan_at, jnp.nan, 1.0)
-            params = {**params, "out": {**params["out"], "bias": params["out"]["bias"] * poison}}
+        poison = 0.0
+        if config.nan_at is not None and config.nan_in == "loss":
+            poison = jnp.where(step == config.nan_at, jnp.nan, 0.0)
+        elif config.nan_at is not None:  # the derivative of sqrt at 0, times 0
+            poison = jnp.sqrt(jnp.where(step == config.nan_at, 0 * params["out"]["bias"], 1.0))
         inputs = batch.inputs
         if carry is not None:
             carry = 0.9 * carry + 0.1 * inputs
@@ -107,7 +110,7 @@ def arm(config: Config, model: Model | None = None) -> Arm:
         if config.pause:
             jax.debug.callback(lambda: time.sleep(config.pause))
         error = predict(params, inputs) - batch.targets
-        return jnp.mean(error**2), ({"error": jnp.mean(jnp.abs(error))}, carry)
+        return jnp.mean(error**2) + poison, ({"error": jnp.mean(jnp.abs(error))}, carry)
 
     def evaluate(params, key, data):
         batch = Line().batch(key, 64, jnp.asarray(Line().data()))
