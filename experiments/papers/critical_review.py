@@ -55,7 +55,7 @@ PLAIN = {"mlp": "none", "norm": "none"}  # a recurrent layer and nothing else, b
 ADAM = Training(steps=600, batch_size=32, optimizer="adam", learning_rate=3e-3, clip_norm=1.0, steps_per_call=100)
 FAST = dataclasses.replace(ADAM, steps=400, learning_rate=1e-2)
 STROKES = dataclasses.replace(FAST, steps=300)
-CAPTION = dataclasses.replace(FAST, learning_rate=5e-3, schedule="cosine", final_scale=0.1)
+CAPTION = dataclasses.replace(FAST, learning_rate=3e-3)
 REVERSAL = dataclasses.replace(FAST, steps=1500, schedule="cosine", final_scale=0.1)
 
 
@@ -261,7 +261,9 @@ def _strokes(config: Config) -> dict[str, Arm]:
 
 def _shapes(config: Config) -> dict[str, Arm]:
     sizes, task = config.sequences, ShapeCaptions()
-    model = Captioner(task.vocab_size, sizes.label_dim, channels=(8, 16), pattern=("lstm",), **PLAIN)
+    model = Captioner(
+        task.vocab_size, sizes.label_dim, mode="initial_state", channels=(8, 16), pattern=("lstm",), **PLAIN
+    )
     return {"captions": captioning(model, task, sizes.captions)}
 
 
