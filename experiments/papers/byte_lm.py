@@ -161,7 +161,7 @@ register(
                     steps_per_call=20, evaluate_every=1000, checkpoint_every=1000,
                 ),
             ),
-        },  # fmt: skip
+        },
         arms=arms,
         measure=measure,
         figures=figures,
