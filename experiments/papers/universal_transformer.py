@@ -6,7 +6,6 @@ its chain ends. Trained on chains of at most 5 arrows, tested on chains of 8, th
 blocks of their own weights, and with a single step. With adaptive halting, on cycles, the steps taken are counted
 against the hops asked for. The paper preset has the paper's own problems (universal_transformer_problems.py).
 """
-# ruff: noqa: RUF009  (the configurations are frozen)
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -5,7 +5,6 @@ ponder cost) and "transformer" (as many layers with weights of their own); seque
 attention). The ablation "timeless" (universal, without the step signal) runs when it is named. Arms are called
 ``<problem>_<kind>``.
 """
-# ruff: noqa: RUF009  (the configurations are frozen)
 
 import dataclasses
 import functools
