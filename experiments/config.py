@@ -93,7 +93,9 @@ def _replace(node: Any, path: list[str], value: Any, above: str) -> Any:
         return dataclasses.replace(node, **{name: new})
     if isinstance(node, tuple):
         if not name.lstrip("-").isdigit() or not -len(node) <= int(name) < len(node):
-            raise UsageError(f"{above} is a list of {len(node)}; {name!r} is not one of its positions 0 to {len(node) - 1}")
+            raise UsageError(
+                f"{above} is a list of {len(node)}; {name!r} is not one of its positions 0 to {len(node) - 1}"
+            )
         index = int(name)
         old = node[index]
         new = _replace(old, rest, value, here) if rest else read(_kind_of(old), value, old)
@@ -101,7 +103,9 @@ def _replace(node: Any, path: list[str], value: Any, above: str) -> Any:
     if isinstance(node, Mapping):
         old = node.get(name)
         if rest and name not in node:
-            raise UsageError(f"{above} has no entry {name!r}{nearest(name, node)} (entries: {', '.join(map(str, node))})")
+            raise UsageError(
+                f"{above} has no entry {name!r}{nearest(name, node)} (entries: {', '.join(map(str, node))})"
+            )
         new = _replace(old, rest, value, here) if rest else read(_kind_of(old), value, old)
         return {**node, name: new}
     raise UsageError(f"{above} is {node!r} and has no parts, so {here} does not exist")

@@ -36,7 +36,9 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_bool("overwrite", False, "Remove the run in --workdir first.", flag_values=values)
     flags.DEFINE_bool("progress", True, "Show progress.", flag_values=values)
     flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.", flag_values=values)
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, in a run of several processes.", flag_values=values)
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0, in a run of several processes.", flag_values=values
+    )
     flags.DEFINE_integer("num_processes", None, "Number of processes in the run.", flag_values=values)
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=values)
     flags.DEFINE_bool("help", False, "Show this.", flag_values=values, short_name="h")
@@ -114,7 +116,9 @@ def _list(as_json: bool) -> None:
 
     known = experiments()
     if as_json:
-        entries = [{"name": e.name, "paper": e.paper, "claim": e.claim, "presets": list(PRESETS)} for e in known.values()]
+        entries = [
+            {"name": e.name, "paper": e.paper, "claim": e.claim, "presets": list(PRESETS)} for e in known.values()
+        ]
         print(json.dumps(entries, indent=2))
         return
     for e in known.values():

@@ -45,7 +45,9 @@ class RunLog:
         if not self.active or not self.path.exists():
             return
         kept = [(name, row) for name, row in self._read() if name != arm or row["step"] <= after]
-        text = "".join(json.dumps({"arm": name, **{k: jsonable(v) for k, v in row.items()}}) + "\n" for name, row in kept)
+        text = "".join(
+            json.dumps({"arm": name, **{k: jsonable(v) for k, v in row.items()}}) + "\n" for name, row in kept
+        )
         self.close()
         replace_file(self.path, text)
 

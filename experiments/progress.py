@@ -21,7 +21,15 @@ class Progress:
     """
 
     def __init__(
-        self, name: str, steps: int, *, start: int = 0, per_step: int, unit: str, show: bool = True, interval: float = 10.0
+        self,
+        name: str,
+        steps: int,
+        *,
+        start: int = 0,
+        per_step: int,
+        unit: str,
+        show: bool = True,
+        interval: float = 10.0,
     ):
         self.name, self.steps, self.start, self.per_step, self.unit = name, steps, start, per_step, unit
         self.interval = interval

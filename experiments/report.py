@@ -126,8 +126,12 @@ def _markdown(experiment, config, trained, verdict, record, figures) -> str:
         _table(
             ["check", "value", "wanted", "result"],
             [
-                [c["name"], _text(c["value"]), f"{c['op']} {_text(c['threshold'])}".removesuffix(" -"),
-                 "passed" if c["passed"] else "**failed**"]
+                [
+                    c["name"],
+                    _text(c["value"]),
+                    f"{c['op']} {_text(c['threshold'])}".removesuffix(" -"),
+                    "passed" if c["passed"] else "**failed**",
+                ]
                 for c in verdict["checks"]
             ],
         ),

@@ -85,9 +85,7 @@ def run(
     fingerprint = hashlib.sha256(json.dumps(_identity(record), sort_keys=True).encode()).hexdigest()[:16]
     try:
         with StopRequest() as stop:
-            session = Session(
-                seed, devices, folder, fingerprint, log, stop, shown, lambda message: say(message, shown)
-            )
+            session = Session(seed, devices, folder, fingerprint, log, stop, shown, lambda message: say(message, shown))
             trained = {
                 arm_name: _train_or_load(arm_name, arm, data[arm_name], session, resume)
                 for arm_name, arm in arms.items()
@@ -103,7 +101,9 @@ def run(
             say(f"{name}: report in {folder / 'report.md'} after {time.monotonic() - began:.0f} s", shown)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EPERM, errno.EIO):
-            raise RunError(f"cannot write {error.filename or folder}: {error.strerror}; what was saved is intact") from error
+            raise RunError(
+                f"cannot write {error.filename or folder}: {error.strerror}; what was saved is intact"
+            ) from error
         raise
     finally:
         _close(log)

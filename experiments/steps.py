@@ -168,7 +168,9 @@ def training_step(arm: Arm, num_devices: int) -> Callable[[TrainState, jax.Array
             return jax.tree.map(jnp.add, total, (loss, dict(metrics), grads)), carry
 
         xs = (jnp.arange(training.accumulate), *jax.tree.map(split, (batch, carry)))
-        shapes = jax.eval_shape(lambda x: differentiate(params, x[1], key, step, x[2]), jax.tree.map(lambda x: x[0], xs))
+        shapes = jax.eval_shape(
+            lambda x: differentiate(params, x[1], key, step, x[2]), jax.tree.map(lambda x: x[0], xs)
+        )
         (loss, (metrics, _)), grads = shapes
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, dict(metrics), grads))
         total, carry = lax.scan(micro, zeros, xs)
@@ -247,4 +249,6 @@ def abstract_arguments(arm: Arm, num_devices: int, num_local_devices: int | None
     state = jax.eval_shape(lambda d: initial_state(arm, seed, num_devices, d), data)
     inputs = Inputs(jax.eval_shape(lambda: step_keys(seed)), None if rows is not None else data, rows)
     arguments = (state, jax.ShapeDtypeStruct((), jnp.int32), inputs)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((local, *x.shape), jax.dtypes.canonicalize_dtype(x.dtype)), arguments)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((local, *x.shape), jax.dtypes.canonicalize_dtype(x.dtype)), arguments
+    )

@@ -29,7 +29,13 @@ def test_schedules_pass_through_their_corners(schedule, values):
 
 def test_slow_parameters_get_their_own_rate_and_no_decay():
     training = Training(
-        optimizer="sgd", b1=0.0, learning_rate=1.0, slow=("log_step$",), slow_scale=0.1, clip_norm=None, weight_decay=0.0
+        optimizer="sgd",
+        b1=0.0,
+        learning_rate=1.0,
+        slow=("log_step$",),
+        slow_scale=0.1,
+        clip_norm=None,
+        weight_decay=0.0,
     )
     ones = jax.tree.map(jnp.ones_like, PARAMS)
     updates, _ = optimizer(training).update(ones, optimizer(training).init(PARAMS), PARAMS)

@@ -120,7 +120,9 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_when_there_is_room(zygote, undisturbed, disk, tmp_path):
+def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_when_there_is_room(
+    zygote, undisturbed, disk, tmp_path
+):
     workdir, stderr, filler = disk / "run", tmp_path / "stderr", disk / "filler"
     zygote.start([*LONG, f"--workdir={workdir}"], stderr)
     wait_for(workdir / "checkpoints" / "wide" / "20")

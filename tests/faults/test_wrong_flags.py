@@ -130,6 +130,11 @@ def test_seeds_and_names_from_a_notebook_are_checked_too(tmp_path, monkeypatch):
     import experiments
 
     monkeypatch.chdir(tmp_path)
-    for options in ({"seed": "3"}, {"seed": True}, {"preset": "quik"}, {"overrides": {"training.steps": np.float32(3)}}):
+    for options in (
+        {"seed": "3"},
+        {"seed": True},
+        {"preset": "quik"},
+        {"overrides": {"training.steps": np.float32(3)}},
+    ):
         with pytest.raises(experiments.UsageError):
             experiments.run("toy", progress=False, **options)
