@@ -106,7 +106,29 @@ def slow(training: Training, params: Any) -> Any:
 
 
 def _decayed(training: Training, params: Any) -> Any:
-    return jax.tree.map(lambda p, is_slow: jnp.ndim(p) >= 2 and not is_slow, params, slow(training, params))
+    """Tree of bool: True for matrices that are not ``slow``.
+
+    Layers that ``zoo.models.Stack`` scans over have their parameters stacked on leading axes (under ``run_<n>``), which
+    say nothing about a parameter's own shape. Every block has vectors (its norms' scales, biases), so the fewest axes
+    in a run are the stacked ones and one more.
+    """
+    fewest: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        run = _run_of(path)
+        fewest[run] = min(fewest.get(run, jnp.ndim(leaf)), jnp.ndim(leaf))
+
+    def decays(path, leaf, is_slow):
+        run = _run_of(path)
+        stacked = max(fewest[run] - 1, 0) if run else 0
+        return jnp.ndim(leaf) - stacked >= 2 and not is_slow
+
+    return jax.tree_util.tree_map_with_path(decays, params, slow(training, params))
+
+
+def _run_of(path: tuple) -> str:
+    """The part of a parameter's path up to ``run_<n>``, or "" outside a stack."""
+    found = re.match(r".*?/run_\d+(?=/)", parameter_path(path))
+    return found.group() if found else ""
 
 
 def parameter_path(path: tuple) -> str:

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import zoo
 from experiments.errors import UsageError
 from experiments.experiment import Training
-from experiments.optimizers import OPTIMIZERS, learning_rate, optimizer, slow, validate
+from experiments.optimizers import OPTIMIZERS, _decayed, learning_rate, optimizer, slow, validate
 
 PARAMS = {"params": {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "log_step": jnp.ones((2, 2))}}
 
@@ -90,3 +91,17 @@ def test_every_optimizer_descends(name):
 def test_training_that_cannot_be_is_refused_by_name(fields, message):
     with pytest.raises(UsageError, match=message):
         validate(Training(**fields), num_devices=4)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_decay_does_not_mistake_stacked_vectors_for_matrices(depth):
+    """A stack puts the layer axis in front: norm scales and biases stay vectors, kernels matrices."""
+    model = zoo.LanguageModel(vocab_size=5, dim=8, pattern=("lru", "gru", "gru"), depth=3 * depth, mlp="gelu")
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    mask = _decayed(Training(weight_decay=0.1), params)
+    for (path, decays), leaf in zip(jax.tree_util.tree_leaves_with_path(mask), jax.tree.leaves(params)):
+        name = jax.tree_util.keystr(path)
+        if any(word in name for word in ("scale", "bias", "_log", "'D'")):
+            assert not decays, f"{name} {leaf.shape} decays"
+        elif any(word in name for word in ("kernel", "embedding", "B_re", "C_im")):
+            assert decays, f"{name} {leaf.shape} does not decay"
