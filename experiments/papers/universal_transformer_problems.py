@@ -262,9 +262,7 @@ class Verbs:
             }
             return {"accuracy": right, **of_number}
 
-        return problem_arm(
-            model, run_language_model, task, self.training, self.size.ponder, next_word, score, test
-        )
+        return problem_arm(model, run_language_model, task, self.training, self.size.ponder, next_word, score, test)
 
 
 def language_model(kind: str, size: Size, num_words: int, window: int) -> UniversalTransformerLM:
@@ -313,7 +311,12 @@ class Passages:
         words, reading = len(task.vocabulary) + 2, self.objective == "reading"
         if reading:
             model = UniversalTransformerReader(
-                1, self.size.dim, words, pooling="none", encoder=depth_options(kind, self.size), dropout=self.size.dropout
+                1,
+                self.size.dim,
+                words,
+                pooling="none",
+                encoder=depth_options(kind, self.size),
+                dropout=self.size.dropout,
             )
         else:
             model = language_model(kind, self.size, words, self.max_length)
@@ -492,7 +495,9 @@ class Translation:
             )
         task, test = (ParallelText(folder, self.buckets) for folder in (self.folder, self.test_folder))
         if task.vocab_size != test.vocab_size:
-            raise ValueError(f"the folders have {task.vocab_size} and {test.vocab_size} sub-words: prepare both with one")
+            raise ValueError(
+                f"the folders have {task.vocab_size} and {test.vocab_size} sub-words: prepare both with one"
+            )
         test = test.first(self.test_size)
 
         def arm(kind):
@@ -530,7 +535,10 @@ def compare(scores: Mapping[str, Mapping[str, float]], measured: Mapping[str, fl
     failed: dict[str, float] = {}
     for arm, metrics in scores.items():
         problem, kind = arm.rsplit("_", 1)
-        everything = {**metrics, **{k.removeprefix(f"{arm}/"): v for k, v in measured.items() if k.startswith(f"{arm}/")}}
+        everything = {
+            **metrics,
+            **{k.removeprefix(f"{arm}/"): v for k, v in measured.items() if k.startswith(f"{arm}/")},
+        }
         by_problem.setdefault(problem, {})[kind] = next(everything[m] for m in HIGHER_IS_BETTER if m in everything)
         errors = [v for k, v in metrics.items() if k.startswith("error_")]
         if errors:

@@ -115,7 +115,13 @@ def problem_arms(folder):
     for name in ("train", "test"):
         prepare(folder / "a.txt", folder / "a.txt", folder / name)
     files = {"novels": str(folder / "novel.txt"), "passages": str(folder / "passages.txt")}
-    written = {"loss", "forced_character_accuracy", "forced_sequence_accuracy", "character_accuracy", "sequence_accuracy"}
+    written = {
+        "loss",
+        "forced_character_accuracy",
+        "forced_sequence_accuracy",
+        "character_accuracy",
+        "sequence_accuracy",
+    }
     act = SHORT | {"kinds": ("act",)}
     return {
         "babi": (problems.Stories(tasks=(1, 7), **act), {"accuracy", "error"}),

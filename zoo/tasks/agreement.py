@@ -243,15 +243,11 @@ def prefers_right_form(logits: Float[Array, "B T V"], batch: Batch) -> Shaped[Ar
     Both forms unknown to the vocabulary, or equally probable, count as wrong.
     """
     last = jnp.take_along_axis(logits, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
-    right, wrong = (
-        jnp.take_along_axis(last, batch.extra[form][:, None], axis=1)[:, 0] for form in ("right", "wrong")
-    )
+    right, wrong = (jnp.take_along_axis(last, batch.extra[form][:, None], axis=1)[:, 0] for form in ("right", "wrong"))
     return right > wrong
 
 
-def accuracy_by_attractors(
-    correct: Shaped[np.ndarray, " N"], attractors: Shaped[np.ndarray, " N"]
-) -> dict[str, float]:
+def accuracy_by_attractors(correct: Shaped[np.ndarray, " N"], attractors: Shaped[np.ndarray, " N"]) -> dict[str, float]:
     """``accuracy`` over all sentences, and ``accuracy_<k>`` over those with k attractors."""
     correct, attractors = np.asarray(correct, float), np.asarray(attractors)
     by_number = {f"accuracy_{k}": float(correct[attractors == k].mean()) for k in np.unique(attractors)}

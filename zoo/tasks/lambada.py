@@ -49,7 +49,9 @@ def read_passages(path: str | pathlib.Path) -> list[tuple[str, ...]]:
                 try:
                     text = json.loads(line)["text"]
                 except (ValueError, KeyError, TypeError):
-                    raise ValueError(f"{path.name}, line {number}: expected a JSON object with the field 'text'") from None
+                    raise ValueError(
+                        f"{path.name}, line {number}: expected a JSON object with the field 'text'"
+                    ) from None
                 words = tuple(re.findall(r"\w+(?:'\w+)*|[^\w\s]", text.lower()))
             else:
                 words = tuple(line.split())
@@ -109,7 +111,9 @@ class Lambada(Task):
     @functools.cached_property
     def vocabulary(self) -> Mapping[str, int]:
         """Word -> number, by falling frequency in the novels."""
-        counts = collections.Counter(word for passage in self._novels for word in passage[1:])  # passages overlap by one
+        counts = collections.Counter(
+            word for passage in self._novels for word in passage[1:]
+        )  # passages overlap by one
         ordered = sorted(counts, key=lambda word: (-counts[word], word))[: max(self.vocab_size - 2, 0)]
         return {word: i for i, word in enumerate(ordered, start=UNKNOWN + 1)}
 
