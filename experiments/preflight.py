@@ -84,7 +84,9 @@ def preflight(name: str, arm: Arm, target: Target) -> Report:
     compiled = compile_step(arm, devices).lower(*arguments).compile()
     seconds = time.perf_counter() - start
     plan = compiled.memory_analysis()
-    memory = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
+    memory = (
+        plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
+    )
     cost = compiled.cost_analysis() or {}
 
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), arguments)
@@ -144,7 +146,12 @@ def main(argv: list[str]) -> int:
         texts = values.target or (DEFAULT_TARGETS if values.all else ["cpu"])
         targets, reports = [parse_target(t) for t in texts], []
         for experiment in chosen:
-            reports += run(experiment, values.preset, targets, parse_settings(values.set))
+            try:
+                reports += run(experiment, values.preset, targets, parse_settings(values.set))
+            except (ValueError, FileNotFoundError) as error:
+                if not values.all:
+                    raise
+                print(f"{'NOT COMPILED':12} {experiment.name}: {str(error).splitlines()[0]}", flush=True)
     except (flags.Error, ValueError, FileNotFoundError, MissingPackage) as error:
         print(f"preflight: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
