@@ -16,11 +16,22 @@ def subject(label: str) -> Subject:
     return Subject(zoo.create(name, **options), lambda *a: oracle_of(name)(*a))
 
 
-# Subject-major order, and one xdist group per subject: its compiled functions are shared by all laws.
-@pytest.mark.parametrize(
-    ("label", "law"),
-    [pytest.param(s, law, marks=pytest.mark.xdist_group(s), id=f"{s}-{law}") for s in SUBJECTS for law in LAWS],
-)
+# How a mixer composes and scales does not hang on its options: beyond a mixer's first variant this is for `make test-all`.
+ONCE_PER_MIXER = ("compose", "long")
+FIRST = {name: label for label, (name, _) in reversed(SUBJECTS.items())}
+
+
+def cases():
+    """Subject-major order, and one xdist group per subject: its compiled functions are shared by all laws."""
+    for label, (name, _) in SUBJECTS.items():
+        for law in LAWS:
+            marks = [pytest.mark.xdist_group(label)]
+            if law in ONCE_PER_MIXER and FIRST[name] != label:
+                marks.append(pytest.mark.slow)
+            yield pytest.param(label, law, marks=marks, id=f"{label}-{law}")
+
+
+@pytest.mark.parametrize(("label", "law"), cases())
 def test_law(label, law, request):
     if law == "errors":
         request.getfixturevalue("as_users_see_it")
