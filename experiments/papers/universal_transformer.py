@@ -34,7 +34,7 @@ from zoo.tasks import ChainRoot, Hop, Task
 CHAIN_TRAINING = Training(
     steps=6000, batch_size=32, optimizer="adam", learning_rate=3e-3, schedule="cosine", warmup=600, b2=0.98, eps=1e-9
 )
-HOP_TRAINING = dataclasses.replace(CHAIN_TRAINING, steps=4000, batch_size=64, warmup=400)
+HOP_TRAINING = dataclasses.replace(CHAIN_TRAINING, steps=3000, batch_size=64, warmup=300)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,11 +283,12 @@ Chains and cycles stand in for the paper's copy, reverse and addition, which tak
 (``--preset=paper --set=task=algorithmic``); no number here corresponds to one of the paper's.
 
 Adaptive halting is the delicate part, and differs between seeds. The ponder cost must come only after the task is
-learned. That takes luck: halfway through 3000 steps the accuracies of six seeds (0 to 5) lay between .59 and 1.00, and
-seed 1 ended at .86. 4000 steps are used instead: the six then end between .85 (seed 3, which never learns four hops) and
-1.00. The steps taken grow with the hops asked for, but the curve is another one for every seed: by repeated doubling
-four hops need no more than two steps, so some seeds halt after 1 and 2 steps, others after 2 and 3. A token that cannot
-solve its problem takes all steps there are, so growth alone proves nothing without the accuracy.
+learned, and halfway through 3000 steps the accuracies of six seeds (0 to 5) lay between .59 and 1.00; seed 1 ends at .86,
+below the .90 that is asked of the mean over seeds. The steps taken grow with the hops asked for, but the curve is another
+one for every seed: by repeated doubling four hops need no more than two steps, so some seeds halt after 1 and 2 steps,
+others after 2 and 3. A token that cannot solve its problem takes all steps there are, so growth alone proves nothing
+without the accuracy. With 4000 steps (--set=hop_training.steps=4000 --set=hop_training.warmup=400) the six seeds ended
+between .85 (seed 3, which never learns four hops) and 1.00.
 """
 
 register(
