@@ -157,7 +157,7 @@ def test_new_mixers_refuse_wrong_options(as_users_see_it):
     x = jnp.zeros((1, 2, 4))
     for name, options, word in (
         ("ntm", {"controller": "lstn"}, "did you mean 'lstm'"), ("ntm", {"shifts": 2}, "odd"),
-        ("ntm", {"slots": 0}, "slots"), ("window_mlp", {"window": 0}, "window"),
+        ("ntm", {"slots": 0}, "slots"), ("ntm", {"hidden_dim": 0}, "hidden_dim"), ("window_mlp", {"window": 0}, "window"),
         ("window_mlp", {"activation": "sine"}, "activation"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=word):

@@ -232,9 +232,8 @@ def _where(reset, new, old):
 @register(
     "ntm",
     variants={
-        "lstm": {"hidden_dim": 7, "slots": 5, "slot_dim": 4},
+        "lstm": {"hidden_dim": 6, "slots": 5, "slot_dim": 3, "heads": 2},
         "feedforward": {"controller": "feedforward", "slots": 6, "slot_dim": 3, "shifts": 5},
-        "two heads": {"hidden_dim": 6, "slots": 5, "slot_dim": 3, "heads": 2},
     },
 )
 class NTM(nn.Module):
@@ -276,7 +275,7 @@ class NTM(nn.Module):
 
     def initial_state(self, batch_size: int, dtype: str | None = None) -> NTMState:
         """Memory at 1e-6, all attention on slot 0; float32 whatever ``dtype``."""
-        hidden = (self.hidden_dim or self.dim) if self.controller == "lstm" else 0
+        hidden = self._hidden() if self.controller == "lstm" else 0
         shapes = {
             "memory": (self.slots, self.slot_dim),
             "read_weights": (self.heads, self.slots),
@@ -287,17 +286,20 @@ class NTM(nn.Module):
         }
         return _fresh(NTMState(**{name: jnp.zeros((batch_size, *shape)) for name, shape in shapes.items()}))
 
+    def _hidden(self) -> int:
+        return self.dim if self.hidden_dim is None else self.hidden_dim
+
     def _check(self) -> None:
         """Raises ValueError for options that make no machine."""
         check_choice("controller", self.controller, CONTROLLERS)
-        check_positive("hidden_dim", self.hidden_dim or self.dim)
+        check_positive("hidden_dim", self._hidden())
         for name in ("slots", "slot_dim", "heads", "shifts"):
             check_positive(name, getattr(self, name))
         if self.shifts % 2 == 0:
             raise ValueError(f"shifts must be odd (offsets -k .. k), got {self.shifts}")
 
     def _params(self) -> dict[str, Array]:
-        hidden = self.hidden_dim or self.dim
+        hidden = self._hidden()
         reads = self.heads * self.slot_dim
         lstm = self.controller == "lstm"
         gates = 4 * hidden if lstm else hidden
