@@ -147,7 +147,9 @@ def parse_target(text: str) -> Target:
         raise ValueError(f"target {text!r}: wanted something like {forms}")
     chips = [c for c in CHIPS if (c == "h100") == (platform == "gpu")]
     if chip not in chips:
-        raise ValueError(f"target {text!r}: no {platform} {chip!r}{nearest(chip, chips)} (there are {', '.join(chips)})")
+        raise ValueError(
+            f"target {text!r}: no {platform} {chip!r}{nearest(chip, chips)} (there are {', '.join(chips)})"
+        )
     if platform == "gpu":
         topology = topology or "1"
         if not topology.isdigit() or int(topology) < 1:
@@ -157,7 +159,9 @@ def parse_target(text: str) -> Target:
         axes = 3 if chip == "v5p" else 2
         topology = topology or ("2x2x1" if axes == 3 else "2x2")
         if not re.fullmatch("x".join([r"[1-9]\d*"] * axes), topology):
-            raise ValueError(f"target {text!r}: a {chip} slice has {axes} axes, such as tpu:{chip}:{'x'.join('4' * axes)}")
+            raise ValueError(
+                f"target {text!r}: a {chip} slice has {axes} axes, such as tpu:{chip}:{'x'.join('4' * axes)}"
+            )
         if math.prod(map(int, topology.split("x"))) > 8960:
             raise ValueError(f"target {text!r}: no {chip} slice is that large")
     return Target(text, platform, chip, topology)

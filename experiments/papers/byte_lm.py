@@ -73,7 +73,9 @@ def arms(config: Config) -> dict[str, Arm]:
     rows = streams(held_out(config), config.data.validation_streams, config.data.time).astype(np.int32)
 
     def evaluate(params, key, data):
-        inputs, targets = (d.reshape(d.shape[0], -1, config.data.time).swapaxes(0, 1) for d in (data[:, :-1], data[:, 1:]))
+        inputs, targets = (
+            d.reshape(d.shape[0], -1, config.data.time).swapaxes(0, 1) for d in (data[:, :-1], data[:, 1:])
+        )
 
         def segment(state, batch):
             logits, state = model.apply(params, batch[0], state)
@@ -157,8 +159,15 @@ register(
                 Model(dim=1024, pattern=("lstm",), depth=7, dropout=0.1, dtype="bfloat16"),
                 Data(time=1024, validation_bytes=474_000),
                 Training(
-                    steps=50_000, batch_size=256, learning_rate=1e-3, schedule="cosine", warmup=1000, weight_decay=0.1,
-                    steps_per_call=20, evaluate_every=1000, checkpoint_every=1000,
+                    steps=50_000,
+                    batch_size=256,
+                    learning_rate=1e-3,
+                    schedule="cosine",
+                    warmup=1000,
+                    weight_decay=0.1,
+                    steps_per_call=20,
+                    evaluate_every=1000,
+                    checkpoint_every=1000,
                 ),
             ),
         },

@@ -229,7 +229,12 @@ def _recall(config: Config) -> dict[str, Arm]:
     result = {}
     for name, mixer in mixers.items():
         model = SequenceClassifier(
-            num_outputs=task.symbols, dim=sizes.dim, vocab_size=task.vocab_size, pooling="last", pattern=(mixer,), **PLAIN
+            num_outputs=task.symbols,
+            dim=sizes.dim,
+            vocab_size=task.vocab_size,
+            pooling="last",
+            pattern=(mixer,),
+            **PLAIN,
         )
         result[f"recall_{name}"] = classification(model, task, sizes.training)
     return result
@@ -411,7 +416,11 @@ def sgd_losses(sizes: Clipping, clip: float | None, key: jax.Array) -> jax.Array
     """Losses of plain SGD on the adding problem, step by step, before each step."""
     task = Adding(sizes.time)
     model = SequenceClassifier(
-        num_outputs=1, dim=sizes.dim, pooling="last", pattern=({"name": "elman", "recurrent_scale": sizes.scale},), **PLAIN
+        num_outputs=1,
+        dim=sizes.dim,
+        pooling="last",
+        pattern=({"name": "elman", "recurrent_scale": sizes.scale},),
+        **PLAIN,
     )
     optimizer = optax.chain(clip_gradients(norm=clip), optax.sgd(sizes.learning_rate))
 
@@ -545,6 +554,9 @@ register(
             "minimises the sum over a segment, as those recipes do; translation shares one sub-word vocabulary between "
             "both languages."
         ),
-        checks={"quick": QUICK_CHECKS, "paper": (Check("reaches the aim of its corpus", "corpus/missed_by", "<=", 0.0),)},
+        checks={
+            "quick": QUICK_CHECKS,
+            "paper": (Check("reaches the aim of its corpus", "corpus/missed_by", "<=", 0.0),),
+        },
     )
 )

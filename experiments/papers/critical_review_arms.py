@@ -169,7 +169,13 @@ def captioning(
 
 
 def streaming(
-    model: LanguageModel, task: TextStreams, training: Training, *, test: TextStreams, rows: int = 10, sum_time: bool = False
+    model: LanguageModel,
+    task: TextStreams,
+    training: Training,
+    *,
+    test: TextStreams,
+    rows: int = 10,
+    sum_time: bool = False,
 ) -> Arm:
     """Language model by truncated backpropagation: the state is carried from step to step, the gradient is not.
 
@@ -213,6 +219,4 @@ def streaming(
         return {"loss": nats, "perplexity": jnp.exp(nats), "bits": nats / jnp.log(2.0)}
 
     held_out = streams(np.asarray(test.tokens().ids), rows, task.time)
-    return Arm(
-        init, loss, task, training, evaluate, evaluation_data=jnp.asarray(held_out), carry=carry, model=model
-    )
+    return Arm(init, loss, task, training, evaluate, evaluation_data=jnp.asarray(held_out), carry=carry, model=model)

@@ -33,7 +33,9 @@ def test_operations_of_products_loops_branches_and_calls():
 def test_operations_of_a_recurrence_grow_with_its_length():
     model = zoo.create("lru", dim=4, state_dim=3)
     params = model.init(jax.random.key(0), jnp.zeros((1, 2, 4)))
-    counts = [flops(lambda x: model.apply(params, x)[0], jax.ShapeDtypeStruct((1, t, 4), jnp.float32)) for t in (64, 256)]
+    counts = [
+        flops(lambda x: model.apply(params, x)[0], jax.ShapeDtypeStruct((1, t, 4), jnp.float32)) for t in (64, 256)
+    ]
     assert 3.8 < counts[1] / counts[0] < 4.2
 
 

@@ -120,7 +120,11 @@ def edited(saved, change):
         (lambda a: a.pop("module"), ValueError, "missing"),
         (lambda a: a["module"].update(name="lruu"), ValueError, "did you mean 'lru'"),
         (lambda a: a["parameters"][0].update(shape=[3, 2]), ValueError, r"params/w is float32 \[2, 3\].*\[3, 2\]"),
-        (lambda a: a["parameters"].append({"path": "x", "dtype": "float32", "shape": []}), ValueError, "no parameter x"),
+        (
+            lambda a: a["parameters"].append({"path": "x", "dtype": "float32", "shape": []}),
+            ValueError,
+            "no parameter x",
+        ),
         (lambda a: a["file"].update(name="../other/parameters.npz"), ValueError, "damaged"),
     ],
     ids=["foreign", "newer", "incomplete", "unknown architecture", "mis-shaped", "missing parameter", "file elsewhere"],

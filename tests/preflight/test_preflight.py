@@ -59,7 +59,9 @@ def test_wrong_targets_say_what_would_be_right(text, words):
 @pytest.mark.parametrize(("package", "text"), [("libtpu", "tpu:v5e:2x2"), ("jax_plugins", "gpu:h100")])
 def test_a_missing_compiler_names_the_extra(monkeypatch, package, text):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name.startswith(package) else find(name, *a))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name.startswith(package) else find(name, *a)
+    )
     with pytest.raises(MissingPackage, match="scanzoo"):
         parse_target(text).devices()
 
@@ -90,7 +92,14 @@ def test_real_ahead_of_time_compilation(target):
     package = "libtpu" if target.startswith("tpu") else "jax_plugins"
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed (extra [{'tpu' if package == 'libtpu' else 'cuda13'}])")
-    command = [sys.executable, "-m", "experiments.preflight", "--experiment=byte_lm", "--preset=smoke", f"--target={target}"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.preflight",
+        "--experiment=byte_lm",
+        "--preset=smoke",
+        f"--target={target}",
+    ]
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, check=False)
     assert out.returncode == 0, out.stderr[-2000:]

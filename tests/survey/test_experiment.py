@@ -74,7 +74,10 @@ def test_arms_on_corpora_can_be_traced(tmp_path):
     np.savez(tmp_path / "frames.npz", features=np.ones((12, 3)), lengths=np.array([5, 7]), labels=np.array([1, 2, 2]),
              label_lengths=np.array([1, 2]))  # fmt: skip
     config = dataclasses.replace(
-        config, task="handwriting", handwriting=shrink(critical_review.HANDWRITING), data=Data(str(tmp_path / "frames.npz"))
+        config,
+        task="handwriting",
+        handwriting=shrink(critical_review.HANDWRITING),
+        data=Data(str(tmp_path / "frames.npz")),
     )
     assert trace(arms(config)["handwriting"]) == {"loss", "exact"}
 

@@ -48,7 +48,9 @@ def test_best_path_merges_repeats_and_ignores_padding():
 
 
 def test_prefix_beam_search_is_exact_with_a_wide_beam_and_beats_the_best_path():
-    log_probs = np.log(np.array([[0.6, 0.4], [0.6, 0.4]]))  # the best path is empty (0.36), the best labelling is "1" (0.64)
+    log_probs = np.log(
+        np.array([[0.6, 0.4], [0.6, 0.4]])
+    )  # the best path is empty (0.36), the best labelling is "1" (0.64)
     assert ctc_best_path(jnp.asarray(log_probs)[None], jnp.array([2]))[1].tolist() == [0]
     assert ctc_prefix_beam_search(log_probs)[0][0] == (1,)
     log_probs = np.asarray(jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(1), (5, 3))), np.float64)

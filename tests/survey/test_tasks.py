@@ -137,7 +137,9 @@ def test_text_streams_go_on_where_they_ended_and_say_where_they_begin(tmp_path):
     part = task.read(0, 2, range(1, 3), 3)
     assert np.array_equal(part.inputs, read[2].inputs[1:]), "a device's own rows"
 
-    sizes = {s: len(TextStreams(path=task.path, split=s, unit="byte").tokens().ids) for s in ("train", "validation", "test")}
+    sizes = {
+        s: len(TextStreams(path=task.path, split=s, unit="byte").tokens().ids) for s in ("train", "validation", "test")
+    }
     assert sum(sizes.values()) == len(text) and abs(sizes["train"] / len(text) - 0.9) < 0.01
     with pytest.raises(ValueError, match="too few"):
         task.segments(1000)
@@ -198,7 +200,9 @@ def test_bleu_of_hand_computed_cases(as_users_see_it):
     assert bleu([hypothesis], [[reference]], smoothing="exponential") == pytest.approx(
         (5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** 0.25
     )
-    assert bleu([hypothesis], [[reference]], smoothing="add_one") == pytest.approx((5 / 6 * 4 / 6 * 2 / 5 * 1 / 4) ** 0.25)
+    assert bleu([hypothesis], [[reference]], smoothing="add_one") == pytest.approx(
+        (5 / 6 * 4 / 6 * 2 / 5 * 1 / 4) ** 0.25
+    )
     # Brevity: three of six words, all right; the closest reference length counts.
     assert bleu([reference[:3]], [[reference]], max_order=2) == pytest.approx(np.exp(1 - 6 / 3))
     assert bleu([reference[:3]], [[reference, reference[:4]]], max_order=2) == pytest.approx(np.exp(1 - 4 / 3))

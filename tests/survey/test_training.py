@@ -179,7 +179,9 @@ def test_clipping_is_global_and_survives_zero_huge_and_non_finite_norms():
 
 def test_pascanu_penalty_equals_its_definition_and_its_gradient_is_immediate(float64):
     params, inputs, h0 = rnn_problem()
-    got, got_grad = jax.jit(jax.value_and_grad(lambda p: pascanu_regularizer(rnn_step, step_loss, p, inputs, h0)))(params)
+    got, got_grad = jax.jit(jax.value_and_grad(lambda p: pascanu_regularizer(rnn_step, step_loss, p, inputs, h0)))(
+        params
+    )
 
     # By hand: states and error signals in a NumPy loop, then one step's Jacobian at a time.
     p, x, y = jax.tree.map(np.asarray, (params, inputs["x"], inputs["y"]))

@@ -16,7 +16,9 @@ from jax.extend import core
 def count_parameters(params: Any) -> int:
     """Number of scalars in a pytree of arrays (a complex number counts as two)."""
     leaves = jax.tree.leaves(params)
-    return sum(math.prod(np.shape(leaf)) * (2 if np.issubdtype(leaf.dtype, np.complexfloating) else 1) for leaf in leaves)
+    return sum(
+        math.prod(np.shape(leaf)) * (2 if np.issubdtype(leaf.dtype, np.complexfloating) else 1) for leaf in leaves
+    )
 
 
 def state_bytes(module: Any, batch_size: int = 1, dtype: str | None = None) -> int:

@@ -38,7 +38,9 @@ class Policy(NamedTuple):
     act: Callable[..., tuple[Float[Array, "B A"], Memory]]
 
 
-def decision_policy(model: Any, params: Mapping[str, Any], *, context_mode: str = "running", context: int = 20) -> Policy:
+def decision_policy(
+    model: Any, params: Mapping[str, Any], *, context_mode: str = "running", context: int = 20
+) -> Policy:
     """A ``zoo.models.DecisionModel`` as a policy: pure functions, for a compiled loop or for an environment on the host.
 
     Args:

@@ -54,7 +54,9 @@ def save(path: str | os.PathLike, module: Any, params: Mapping[str, Any], *, ove
     entries = list(_flatten(params, ()))
     if path.exists() or path.is_symlink():
         if not overwrite:
-            raise FileExistsError(f"{path} exists; choose another path, or pass overwrite=True to replace a saved model")
+            raise FileExistsError(
+                f"{path} exists; choose another path, or pass overwrite=True to replace a saved model"
+            )
         if not (path / DESCRIPTION).is_file():
             raise FileExistsError(f"{path} exists and is not a saved model ({DESCRIPTION} is missing): not overwritten")
     if not path.parent.is_dir():
@@ -202,8 +204,7 @@ def _value(source: Path, arrays: Any, record: Mapping[str, Any]) -> Any:
     stored, wanted = arrays[name], jnp.dtype(dtype)
     if list(stored.shape) != record["shape"] or stored.dtype != _storage(wanted):
         raise ValueError(
-            f"{source}: {name} is {stored.dtype} {list(stored.shape)}, "
-            f"but {DESCRIPTION} says {dtype} {record['shape']}"
+            f"{source}: {name} is {stored.dtype} {list(stored.shape)}, but {DESCRIPTION} says {dtype} {record['shape']}"
         )
     array = jnp.asarray(stored.view(wanted)) if jax.dtypes.canonicalize_dtype(wanted) == wanted else None
     if array is None:

@@ -92,9 +92,7 @@ class BidirectionalAttention(nn.Module):
         params = attention_parameters(
             self, dim=self.dim, heads=self.heads, kv_heads=self.kv_heads, positions=self.positions
         )
-        y = bidirectional_attention(
-            params, x.astype(self.dtype), positions=self.positions, base=self.base, reset=reset
-        )
+        y = bidirectional_attention(params, x.astype(self.dtype), positions=self.positions, base=self.base, reset=reset)
         return y, None
 
     def initial_state(self, batch_size: int, dtype: str | None = None) -> None:

@@ -167,9 +167,7 @@ def liquid_s4(
     decay, gain = discretize(eigenvalues, step, discretization)
     readout = jax.lax.complex(p["C_re"], p["C_im"])
     u = x.astype(dtype)
-    y, state = liquid_scan(
-        decay, gain, readout, u, state, form=form, order=order, reset=reset, method=method
-    )
+    y, state = liquid_scan(decay, gain, readout, u, state, form=form, order=order, reset=reset, method=method)
     return (y + p["D"] * u).astype(x.dtype), state
 
 

@@ -53,9 +53,7 @@ def interval_log_density(prediction: EventPrediction, intervals: Float[Array, "*
 
 def expected_interval(prediction: EventPrediction) -> Float[Array, "*B"]:
     """Mean of the mixture, sum_m pi_m exp(mu_m + s_m^2 / 2)."""
-    return jnp.exp(
-        jax.nn.logsumexp(prediction.log_weights + prediction.means + prediction.deviations**2 / 2, axis=-1)
-    )
+    return jnp.exp(jax.nn.logsumexp(prediction.log_weights + prediction.means + prediction.deviations**2 / 2, axis=-1))
 
 
 def median_interval(prediction: EventPrediction, *, iterations: int = 40) -> Float[Array, "*B"]:

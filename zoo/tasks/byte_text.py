@@ -36,7 +36,9 @@ def standard_library_files() -> list[pathlib.Path]:
         if not any(f in LEFT_OUT or f.startswith("config-") for f in folders) and path.stat().st_size:
             files.append(path)
     if not files:
-        raise FileNotFoundError("no source files of the standard library found; give a text file with data.path instead")
+        raise FileNotFoundError(
+            "no source files of the standard library found; give a text file with data.path instead"
+        )
     return files
 
 

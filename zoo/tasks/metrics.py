@@ -52,7 +52,9 @@ def bleu(
     check_positive("max_order", max_order)
     check_choice("smoothing", smoothing, SMOOTHINGS)
     if len(hypotheses) != len(references) or not hypotheses:
-        raise ValueError(f"need as many references as hypotheses, at least one: got {len(references)} and {len(hypotheses)}")
+        raise ValueError(
+            f"need as many references as hypotheses, at least one: got {len(references)} and {len(hypotheses)}"
+        )
     matches, totals = [0] * max_order, [0] * max_order
     length = reference_length = 0
     for hypothesis, alternatives in zip(hypotheses, references):
