@@ -118,7 +118,7 @@ def figures(config: Config, trained, metrics):
         axes.annotate(f"{label}: {metrics[name]:.2f}", (0.99, metrics[name]), xycoords=("axes fraction", "data"),
                       xytext=(0, 3), textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
     axes.set(xlabel="optimiser steps", ylabel="bits per byte", title="Bytes of Python's standard library")
-    axes.legend(loc="center right")
+    axes.legend(loc="upper right")
     return {"bits_per_byte.png": figure}
 
 

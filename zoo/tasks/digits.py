@@ -32,7 +32,10 @@ from zoo.tasks.base import Batch, Task
 FORMS = ("pixels", "permuted", "rows")
 SPLITS = ("train", "test")
 PARTS = ("train", "t10k")
-_SOURCE = "the four files of MNIST, gzipped or not (with part='t10k' one pair will do); public source: yann.lecun.com/exdb/mnist"
+_SOURCE = (
+    "the four files of MNIST, gzipped or not (with part='t10k' one pair will do); "
+    "public source: yann.lecun.com/exdb/mnist"
+)
 _TRAIN, _SHUFFLE_SEED = 1400, 0
 
 
