@@ -1,23 +1,17 @@
-"""Arms of the survey (translation, unsegmented labelling, captioning, language models with a carried state), and what is
-measured on them.
-"""
+"""Arms of the survey: translation, unsegmented labelling, captioning, and language models with a carried state."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments.experiment import Arm, Trained, Training
-from experiments.optimizers import optimizer
+from experiments.experiment import Arm, Training
 from zoo.decoding import ctc_best_path
 from zoo.layers import accuracy, batch_axes, cross_entropy, ctc_loss, rows_back, rows_first
-from zoo.models import Captioner, EncoderDecoder, LanguageModel, SequenceClassifier, fit_ngram, ngram_entropy
-from zoo.tasks import Batch, HostTask, Task, TextStreams, error_rate
+from zoo.models import Captioner, EncoderDecoder, LanguageModel, SequenceClassifier
+from zoo.tasks import Batch, HostTask, Task, TextStreams
 from zoo.tasks.byte_text import streams
-from zoo.tasks.reversal import END
 from zoo.training import free_running, scheduled_sampling, truth_probability
 
 START = 0  # fed before the first target
@@ -226,56 +220,3 @@ def streaming(
 
     held_out = streams(np.asarray(test.tokens().ids), rows, task.time)
     return Arm(init, loss, task, training, evaluate, evaluation_data=jnp.asarray(held_out), carry=carry, model=model)
-
-
-def repeated_accuracy(arm: Arm, repeats: int, key: jax.Array) -> np.ndarray:
-    """Accuracies [repeats] of an arm trained from as many initialisations on as many streams of data, side by side."""
-    training = arm.training
-    update = optimizer(training).update
-
-    def train(key):
-        key_init, key_data, key_test = jax.random.split(key, 3)
-
-        def step(carry, inputs):
-            params, state = carry
-            index, key = inputs
-            batch = arm.task.batch(key, training.batch_size)
-            grads = jax.grad(arm.loss, has_aux=True)(params, batch, key, index, None)[0]
-            updates, state = update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        params = arm.init(key_init, arm.task.batch(key_data, 1))
-        steps = (jnp.arange(training.steps), jax.random.split(key_data, training.steps))
-        (params, _), _ = jax.lax.scan(step, (params, optimizer(training).init(params)), steps)
-        return arm.evaluate(params, key_test, arm.evaluation_data)["accuracy"]
-
-    return np.asarray(jax.jit(jax.vmap(train))(jax.random.split(key, repeats)))
-
-
-def label_error_rate(trained: Trained, count: int, key: jax.Array) -> float:
-    """Edit distance per label between the best paths and the labels of ``count`` new sequences."""
-    batch = trained.arm.task.batch(key, count)
-    logits = jax.jit(trained.arm.model.apply)(trained.params, batch.inputs, batch.lengths)
-    labels, sizes = ctc_best_path(logits, batch.lengths)
-    said = [row[:size] for row, size in zip(np.asarray(labels).tolist(), np.asarray(sizes))]
-    return error_rate(said, [[label for label in row if label] for row in np.asarray(batch.targets).tolist()])
-
-
-def sentence(row: np.ndarray) -> list[int]:
-    """Tokens up to the first END."""
-    tokens = row.tolist()
-    return tokens[: tokens.index(END)] if END in tokens else tokens
-
-
-def ngram_baseline(task: TextStreams) -> dict[str, float]:
-    """Perplexity of the longest n-gram model whose table has at most 2^24 entries, on the test split."""
-    size = task.vocab_size
-    order = next(n for n in (4, 3, 2, 1) if size**n <= 2**24)
-    train, test = (
-        jnp.asarray(np.asarray(dataclasses.replace(task, split=split).tokens().ids), jnp.int32)[None]
-        for split in ("train", "test")
-    )
-    model, length = fit_ngram(train, size, order), min(1024, test.shape[1])
-    pieces = [test[:, i : i + length] for i in range(0, test.shape[1] - length + 1, length)]
-    nats = np.mean([ngram_entropy(model, piece) for piece in pieces])
-    return {"n-gram/order": order, "n-gram/perplexity": float(np.exp(nats)), "n-gram/bits": float(nats / np.log(2))}
