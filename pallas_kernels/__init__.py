@@ -20,7 +20,14 @@ import importlib
 from collections.abc import Callable
 
 # operation -> platforms ("gpu", "tpu") that have a kernel
-OPERATIONS: dict[str, tuple[str, ...]] = {}
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    "block_scan": ("gpu", "tpu"),
+    "chunked": ("gpu", "tpu"),
+    "linear_scan": ("gpu", "tpu"),
+    "newton": ("gpu", "tpu"),
+    "rnn": ("gpu", "tpu"),
+    "selective_scan": ("gpu", "tpu"),
+}
 
 
 def available(name: str, platform: str) -> bool:

@@ -25,6 +25,24 @@ def tpu_params(*, dimension_semantics: tuple[str, ...]) -> Any:
     return _tpu.CompilerParams(dimension_semantics=dimension_semantics)
 
 
+def resolve(platform: str | None, interpret: bool | None) -> tuple[str, bool]:
+    """Which kernel to run, and whether by interpretation: the rule behind ``platform`` and ``interpret`` everywhere.
+
+    Args:
+      platform: "gpu" or "tpu"; None is this machine's, or "gpu" on a CPU.
+      interpret: None is True exactly when this machine is not of that platform.
+
+    Raises:
+      ValueError: another platform.
+    """
+    here = jax.default_backend()
+    if platform is None:
+        platform = here if here in ("gpu", "tpu") else "gpu"
+    if platform not in ("gpu", "tpu"):
+        raise ValueError(f"platform={platform!r} is not one of gpu, tpu")
+    return platform, here != platform if interpret is None else interpret
+
+
 def lower_for(platform: str, function: Callable, *args: Any) -> str:
     """Lowers ``function(*args)`` for "cuda" or "tpu" on any machine, and returns the program's text.
 

@@ -13,7 +13,6 @@ from jax.experimental import pallas as pl
 
 import pallas_kernels
 from pallas_kernels.compat import gpu_params, lower_for, tpu_params
-from zoo.scans import linear_scan
 
 FOLDER = pathlib.Path(pallas_kernels.__file__).parent
 FILES = {"__init__.py", "reference.py", "tiles.py"}
@@ -69,6 +68,3 @@ def test_what_is_not_there_is_said_in_one_line(as_users_see_it):
     assert not pallas_kernels.available("no_such_operation", "gpu")
     with pytest.raises(ValueError, match="no kernel for 'no_such_operation'"):
         pallas_kernels.operation("no_such_operation")
-    if "linear_scan" not in pallas_kernels.OPERATIONS:
-        with pytest.raises(ValueError, match="linear_scan"):
-            linear_scan(jnp.ones((1, 3, 2)), jnp.ones((1, 3, 2)), method="pallas")
