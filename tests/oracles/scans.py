@@ -163,3 +163,83 @@ def tree_reduce(combine, elements, valid):
             above.append(b if a is None else a if b is None else combine(a, b))
         level = above + ([level[-1]] if len(level) % 2 else [])
     return level[0]
+
+
+def _heads(array, heads):
+    """[B, T, G, K] of G groups as [B, T, H, K]: head h has that of group h // (H / G)."""
+    return np.repeat(array, heads // array.shape[2], axis=2)
+
+
+def matrix_state(q, k, v, log_decay, initial):
+    """S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T and y_t = q_t S_t; returns (y, last)."""
+    heads = v.shape[2]
+    q, k = _heads(q, heads), _heads(k, heads)
+    state, y = initial, []
+    for t in range(q.shape[1]):
+        if log_decay is not None:
+            state = np.exp(log_decay[:, t]).reshape(*state.shape[:2], -1, 1) * state
+        state = state + k[:, t, :, :, None] * v[:, t, :, None, :]
+        y.append(np.einsum("bhk,bhkv->bhv", q[:, t], state))
+    return np.stack(y, axis=1), state
+
+
+def matrix_state_gradient(q, k, v, log_decay, initial, y_bar, last_bar):
+    """Cotangents of (q, k, v, log_decay, initial) for cotangents of (y, last)."""
+    groups, heads = q.shape[2], v.shape[2]
+    q_all, k_all = _heads(q, heads), _heads(k, heads)
+    states = [initial]
+    for t in range(q.shape[1]):
+        states.append(
+            matrix_state(*(None if a is None else a[:, t : t + 1] for a in (q, k, v, log_decay)), states[-1])[1]
+        )
+    q_bar, k_bar, v_bar = np.zeros(q_all.shape), np.zeros(k_all.shape), np.zeros(v.shape)
+    decay_bar = None if log_decay is None else np.zeros(log_decay.shape)
+    carry = last_bar
+    for t in reversed(range(q.shape[1])):
+        q_bar[:, t] = np.einsum("bhv,bhkv->bhk", y_bar[:, t], states[t + 1])
+        carry = carry + q_all[:, t, :, :, None] * y_bar[:, t, :, None, :]
+        k_bar[:, t] = np.einsum("bhv,bhkv->bhk", v[:, t], carry)
+        v_bar[:, t] = np.einsum("bhk,bhkv->bhv", k_all[:, t], carry)
+        if log_decay is not None:
+            carry = np.exp(log_decay[:, t]).reshape(*carry.shape[:2], -1, 1) * carry
+            decay_bar[:, t] = np.sum(carry * states[t], axis=-1 if log_decay.ndim == 4 else (-2, -1))
+    q_bar, k_bar = (a.reshape(*a.shape[:2], groups, -1, a.shape[-1]).sum(axis=3) for a in (q_bar, k_bar))
+    return tuple(a for a in (q_bar, k_bar, v_bar, decay_bar, carry) if a is not None)
+
+
+def selective(x, delta, a, b, c, skip, initial, reset=None):
+    """h_t = exp(delta_t a) h_{t-1} + delta_t b_t x_t, y_t = c_t h_t + skip x_t; returns (y, last)."""
+    state, y = initial, []
+    for t in range(x.shape[1]):
+        decay = np.exp(delta[:, t, :, None] * a)
+        if reset is not None:
+            decay = np.where(reset[:, t, None, None], 0, decay)
+        state = decay * state + (delta[:, t] * x[:, t])[:, :, None] * b[:, t, None, :]
+        y.append(np.einsum("bdn,bn->bd", state, c[:, t]) + skip * x[:, t])
+    return np.stack(y, axis=1), state
+
+
+def selective_gradient(x, delta, a, b, c, skip, initial, y_bar, last_bar, reset=None):
+    """Cotangents of (x, delta, a, b, c, skip, initial) for cotangents of (y, last)."""
+    states = [initial]
+    for t in range(x.shape[1]):
+        now = (array[:, t : t + 1] for array in (x, delta))
+        later = (array[:, t : t + 1] for array in (b, c))
+        flags = None if reset is None else reset[:, t : t + 1]
+        states.append(selective(*now, a, *later, skip, states[-1], flags)[1])
+    x_bar, delta_bar, b_bar, c_bar = (np.zeros(array.shape) for array in (x, delta, b, c))
+    a_bar, carry = np.zeros(a.shape), last_bar
+    for t in reversed(range(x.shape[1])):
+        c_bar[:, t] = np.einsum("bdn,bd->bn", states[t + 1], y_bar[:, t])
+        carry = carry + y_bar[:, t, :, None] * c[:, t, None, :]
+        drive = np.einsum("bdn,bn->bd", carry, b[:, t])
+        b_bar[:, t] = np.einsum("bdn,bd->bn", carry, delta[:, t] * x[:, t])
+        decay = np.exp(delta[:, t, :, None] * a)
+        if reset is not None:
+            decay = np.where(reset[:, t, None, None], 0, decay)
+        exponent = carry * states[t] * decay
+        a_bar += np.einsum("bdn,bd->dn", exponent, delta[:, t])
+        delta_bar[:, t] = np.sum(exponent * a, axis=-1) + drive * x[:, t]
+        x_bar[:, t] = drive * delta[:, t] + skip * y_bar[:, t]
+        carry = decay * carry
+    return x_bar, delta_bar, a_bar, b_bar, c_bar, np.sum(x * y_bar, axis=(0, 1)), carry

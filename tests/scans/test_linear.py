@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from tests.oracles import scans as oracle
-from zoo.scans import linear_scan
+from zoo.scans import compiling_for, linear_scan
 
 METHODS = ("sequential", "chunked", "associative")
 
@@ -208,6 +208,42 @@ def test_a_constant_decay_is_not_expanded():
     assert compiled.compile().memory_analysis().temp_size_in_bytes < 1.2 * 4 * 2 * 512 * 64
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+def test_the_kernel_has_all_derivatives_too(dtype):
+    """method="pallas" inside the linear solve, interpreted here: gradients equal the oracle, second derivatives exist."""
+    arguments = make((2, 5, 3), (2, 5, 3), dtype=dtype)
+    got = run_with_gradient(*arguments, False, "pallas", None)
+    wide = [a.astype(np.complex128) for a in arguments]
+    want = oracle.linear(*wide[:3]), oracle.linear_gradient(*wide)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, w, atol=5 * 2.0**-23 * np.abs(w).max() * 4)
+
+    def loss(method):
+        return lambda x: jnp.sum(jnp.abs(linear_scan(jnp.asarray(arguments[0]), x, method=method)[0]) ** 4)
+
+    along = (jnp.asarray(arguments[1]),), (jnp.asarray(arguments[3]),)
+    kernel, plain = (jax.jvp(jax.grad(loss(m)), *along)[1] for m in ("pallas", "sequential"))
+    np.testing.assert_allclose(kernel, plain, rtol=1e-4, atol=1e-4 * float(jnp.abs(plain).max()))
+
+
+def test_the_kernel_is_what_auto_takes_when_compiling_for_an_accelerator():
+    def primitives(platform, dtype):
+        x = jax.ShapeDtypeStruct((2, 9, 4), dtype)
+        with compiling_for(platform):
+            return str(jax.make_jaxpr(lambda a, x: linear_scan(a, x))(x, x))
+
+    assert "pallas_call" in primitives("gpu", jnp.float32) and "pallas_call" in primitives("tpu", jnp.float32)
+    assert "pallas_call" in primitives("tpu", jnp.complex64)
+    assert "pallas_call" not in primitives("cpu", jnp.float32)
+    with jax.enable_x64(True):
+        assert "pallas_call" not in primitives("gpu", jnp.float64)
+
+
+def test_compiling_for_an_unknown_platform_is_refused():
+    with pytest.raises(ValueError, match="cpu, gpu, tpu"), compiling_for("cuda"):
+        pass
+
+
 X = jnp.ones((2, 3, 4))
 
 
@@ -223,7 +259,6 @@ X = jnp.ones((2, 3, 4))
         ((X, X, X), {}, ValueError, r"initial must have shape \[2, 4\]"),
         ((X, X, X[:, 0].astype(int)), {}, TypeError, "initial must be a floating-point array"),
         ((X, X), {"method": "chunk"}, ValueError, "method='chunk' is not one of .*did you mean 'chunked'"),
-        ((X, X), {"method": "pallas"}, ValueError, "no linear_scan kernel .*'cpu'.* sequential, chunked"),
         ((X, X), {"chunk_size": 0}, ValueError, "chunk_size must be a positive integer, got 0"),
         ((3.0, X), {}, TypeError, "decay must be a floating-point array, got float"),
     ],

@@ -5,39 +5,75 @@
     recurrent_scan             state_t = step(state_{t-1}, inputs_t), nonlinear: LSTM, GRU and their kin
       matmul                   ... its matrix product, accumulated in at least float32
       gate_kernels, gate_products  ... products with the weights of several gates
+    linear_attention           S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, y_t = q_t S_t: also RetNet, Mamba-2, GLA
+      linear_attention_step    ... one step
+    selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
       softmax_pool             ... over all steps only, block by block
       softmax_prefix_statistics  ... maximum, denominator and numerator of every prefix
       softmax_merge, SoftmaxState  ... partial results and their union
+    solve_recurrence           state_t = step(state_{t-1}, x_t) for all t at once: Newton, DEER, ELK and their kin
+      SolveDiagnostics, NonConvergenceError  ... how it went
+      check_structure          ... the declared Jacobian structure against the true one
+      lyapunov_exponent        ... how hard the recurrence is to solve
+      fused_newton             ... known cells in one kernel
+    flashrnn                   head-wise elman, gru, lstm, slstm and cells of one's own, with fused kernels
+      register_cell, cell_counts  ... adds a cell; gates and states of a cell
     fft_convolution            y_t = sum_{s<=t} kernel_{t-s} inputs_s
     adaptive_halting, Halting  repeat a step until every position halts (ACT)
+    compiling_for              trace the scans as for another platform (ahead-of-time compiling)
     tree_reduce                balanced, masked reduction of a pytree
 
 All of them accumulate in at least float32 and can be differentiated any number of times, forwards and backwards.
 """
 
+from zoo.scans._auto import compiling_for
 from zoo.scans.affine import affine_scan
+from zoo.scans.chunked import linear_attention, linear_attention_step
 from zoo.scans.convolution import fft_convolution
+from zoo.scans.flashrnn import cell_counts, flashrnn, register_cell
 from zoo.scans.halting import Halting, adaptive_halting
 from zoo.scans.linear import linear_scan
+from zoo.scans.newton import (
+    NonConvergenceError,
+    SolveDiagnostics,
+    check_structure,
+    fused_newton,
+    lyapunov_exponent,
+    solve_recurrence,
+)
 from zoo.scans.recurrent import gate_kernels, gate_products, matmul, recurrent_scan
+from zoo.scans.selective import selective_scan
 from zoo.scans.softmax import SoftmaxState, softmax_merge, softmax_pool, softmax_prefix_statistics, softmax_scan
 from zoo.scans.tree import tree_reduce
 
 __all__ = [
     "Halting",
+    "NonConvergenceError",
     "SoftmaxState",
+    "SolveDiagnostics",
     "adaptive_halting",
     "affine_scan",
+    "cell_counts",
+    "check_structure",
+    "compiling_for",
     "fft_convolution",
+    "flashrnn",
+    "fused_newton",
     "gate_kernels",
     "gate_products",
+    "linear_attention",
+    "linear_attention_step",
     "linear_scan",
+    "lyapunov_exponent",
     "matmul",
     "recurrent_scan",
+    "register_cell",
+    "selective_scan",
     "softmax_merge",
     "softmax_pool",
     "softmax_prefix_statistics",
     "softmax_scan",
+    "solve_recurrence",
     "tree_reduce",
 ]

@@ -12,7 +12,8 @@ Shapes, with ``...`` any middle axes (blocks, heads):
     last      [B, ..., N]      the state to carry on from: h_{T-1}, or h_0 with ``reverse=True``
 
 Forms, the same numbers up to rounding: sequential (T products matrix by vector), chunked (chunks side by side, see
-``zoo.scans.linear``) and associative. The last two multiply matrices by matrices, N times the arithmetic of the
+``zoo.scans.linear``), associative, and pallas (real 2 x 2 matrices only: the kernel ``pallas_kernels.block_scan``,
+interpreted on a CPU). Chunked and associative multiply matrices by matrices, N times the arithmetic of the
 sequential form, in exchange for fewer dependent steps: T/K + K for K chunks, 2 log2 T for the associative form.
 
 Derivatives as in ``zoo.scans.linear``: a linear solve whose transpose is the recurrence
@@ -27,12 +28,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Inexact
 
+from pallas_kernels import operation
 from zoo.checks import check_choice, check_floating, check_positive
 from zoo.dtypes import accumulator
 from zoo.scans import _auto, _recurrence
 from zoo.scans._recurrence import Operator, pad_time
 
-METHODS = ("auto", "sequential", "chunked", "associative")
+METHODS = ("auto", "sequential", "chunked", "associative", "pallas")
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
@@ -100,6 +102,15 @@ def affine_scan(
         before = pad_time(states[:, 1:], 0, 1) if reverse else pad_time(states[:, :-1], 1, 0)
         return states - _MATRIX.apply(matrices, before)
 
+    if form == "pallas":
+        if matrices.shape[-1] != 2 or jnp.iscomplexobj(inputs):
+            raise ValueError(
+                f"method='pallas' is for real 2 x 2 matrices, got {inputs.dtype} and N = {matrices.shape[-1]}"
+            )
+        solve, transpose_solve = _kernel_solves(matrices, inputs.shape, reverse)
+        states = lax.custom_linear_solve(matvec, inputs, solve, transpose_solve)
+        return states.astype(dtype), states[:, 0 if reverse else -1]
+
     def solve(_, right):
         return _recurrence.run(_MATRIX, matrices, right, reverse, False, form, size)
 
@@ -108,6 +119,21 @@ def affine_scan(
 
     states = lax.custom_linear_solve(matvec, inputs, solve, transpose_solve)
     return states.astype(dtype), states[:, 0 if reverse else -1]
+
+
+def _kernel_solves(matrices, shape, reverse):
+    """The recurrence and its transpose by the kernel, which has one axis of channels for all middle axes."""
+    full = jnp.broadcast_to(matrices, (*shape, 2)).reshape(*shape[:2], -1, 2, 2)
+
+    def run(blocks, right, reverse, after):
+        options = _auto.kernel_options()
+        right = right.reshape(*shape[:2], -1, 2)
+        return operation("block_scan")(blocks, right, reverse=reverse, after=after, **options)[0].reshape(shape)
+
+    return (
+        lambda _, right: run(full, right, reverse, False),
+        lambda _, right: run(jnp.swapaxes(full, -1, -2), right, not reverse, True),
+    )
 
 
 def _checked(matrices, inputs, initial, method, chunk_size):

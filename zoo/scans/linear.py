@@ -20,7 +20,7 @@ Forms, all with the same numbers up to rounding:
                  [B, K, ...], the K carries by a short scan, then the C steps again from the right carries.
                  Twice the reads, but K times the vector width
     associative  ``lax.associative_scan``: O(T) work in O(log T) levels, several passes over memory
-    pallas       a kernel of ``pallas_kernels``, where there is one for the platform
+    pallas       the kernel ``pallas_kernels.linear_scan``: every array once through memory; interpreted (slow) on a CPU
 
 Derivatives. The recurrence is the triangular system ``(I - shift * decay) h = inputs`` and its transpose is the same
 recurrence run backwards, ``g_t = c_t + decay_{t+1} g_{t+1}``. It is stated to JAX through
@@ -72,7 +72,7 @@ def linear_scan(
 
     Raises:
       TypeError: an argument is not floating-point or complex.
-      ValueError: shapes do not fit, T = 0, an unknown method, or no kernel for ``method="pallas"``.
+      ValueError: shapes do not fit, T = 0 or an unknown method.
     """
     decay, inputs, initial = _checked(decay, inputs, initial, method, chunk_size)
     dtype = jnp.result_type(decay, inputs)
@@ -124,8 +124,8 @@ def _solve(decay, inputs, reverse, form, size):
 
     def run(values, backwards, after):
         if form == "pallas":
-            table = _recurrence.shift(_ELEMENTWISE, decay, values.shape[1], backwards) if after else decay
-            return operation("linear_scan")(table, values, reverse=backwards)[0]
+            options = _auto.kernel_options()
+            return operation("linear_scan")(decay, values, reverse=backwards, after=after, **options)[0]
         return _recurrence.run(_ELEMENTWISE, decay, values, backwards, after, form, size)
 
     def matvec(states):
