@@ -5,7 +5,7 @@ import functools
 import pytest
 
 import zoo
-from tests.laws.laws import LAWS, Subject, law_every_cut, oracle_of, subjects
+from tests.laws.laws import LAWS, Subject, law_every_cut, law_one_cut, oracle_of, subjects
 
 SUBJECTS = subjects()
 
@@ -16,15 +16,16 @@ def subject(label: str) -> Subject:
     return Subject(zoo.create(name, **options), lambda *a: oracle_of(name)(*a))
 
 
-# How a mixer composes and scales does not hang on its options: beyond a mixer's first variant this is for `make test-all`.
-ONCE_PER_MIXER = ("compose", "long")
+# How a mixer composes and scales does not hang on its options: beyond a mixer's first variant this is for `make test-all`,
+# and so are gradients across a cut and pieces of one token.
+ONCE_PER_MIXER = ("compose", "long", "cut")
 FIRST = {name: label for label, (name, _) in reversed(SUBJECTS.items())}
 
 
 def cases():
     """Subject-major order, and one xdist group per subject: its compiled functions are shared by all laws."""
     for label, (name, _) in SUBJECTS.items():
-        for law in LAWS:
+        for law in LAWS if FIRST[name] == label else ("one_cut", *LAWS):
             marks = [pytest.mark.xdist_group(label)]
             if law in ONCE_PER_MIXER and FIRST[name] != label:
                 marks.append(pytest.mark.slow)
@@ -35,7 +36,7 @@ def cases():
 def test_law(label, law, request):
     if law == "errors":
         request.getfixturevalue("as_users_see_it")
-    LAWS[law](subject(label))
+    law_one_cut(subject(label)) if law == "one_cut" else LAWS[law](subject(label))
 
 
 @pytest.mark.slow

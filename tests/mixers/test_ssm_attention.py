@@ -7,7 +7,8 @@ import pytest
 
 import zoo
 from zoo.layers import discretize, legs, legs_eigen
-from zoo.mixers.attention import AttentionState, attention, windowed_attention
+from zoo.layers.attention import windowed_attention
+from zoo.mixers.attention import AttentionState, attention
 from zoo.mixers.liquid_s4 import LiquidS4State, liquid_scan, liquid_second_order
 from zoo.mixers.s5 import S5State, s5, s5_bidirectional
 

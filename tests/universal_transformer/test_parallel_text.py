@@ -36,7 +36,6 @@ def test_bytes_come_back_as_they_were(files):
 
 
 def test_subwords_come_back_as_they_were_and_are_shorter(files):
-    pytest.importorskip("tokenizers")
     folder = prepare(files / "a.en", files / "a.de.gz", files / "ready", subwords=300)
     task = ParallelText(str(folder), buckets=(64,))
     batch = task.first(60)

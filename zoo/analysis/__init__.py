@@ -2,9 +2,11 @@
 
 from zoo.analysis.counting import Memory, count_parameters, flops, memory, state_bytes
 from zoo.analysis.gradient_flow import jacobian_log_norms, log_norm_bound, mixer_step, weight_sweep
+from zoo.analysis.streaming import bytes_of, step_flops, stream, stream_seconds
 
 __all__ = [
     "Memory",
+    "bytes_of",
     "count_parameters",
     "flops",
     "jacobian_log_norms",
@@ -12,5 +14,8 @@ __all__ = [
     "memory",
     "mixer_step",
     "state_bytes",
+    "step_flops",
+    "stream",
+    "stream_seconds",
     "weight_sweep",
 ]

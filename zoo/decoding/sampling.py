@@ -42,12 +42,20 @@ def sample(keys: Key[Array, " B"], logits: Float[Array, "B V"], how: Sampling = 
       logits: unnormalised log-probabilities.
       how: temperature and filters; its values may be traced.
     """
-    order = jnp.argsort(-logits, axis=-1)
-    ordered = jnp.take_along_axis(logits, order, axis=-1)
     greedy = how.temperature == 0
-    ordered = ordered / jnp.where(greedy, 1.0, how.temperature)
-    rank = jnp.arange(logits.shape[-1])
-    keep = rank[None] == 0
+    scaled = logits / jnp.where(greedy, 1.0, how.temperature)
+    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(_allowed(scaled, how), scaled, -jnp.inf))
+    return jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn)
+
+
+def _allowed(scaled, how):
+    """Mask [B, V] of the tokens that the filters leave; the likeliest one always stays."""
+    if how.top_k is None and how.top_p is None and how.min_p is None:
+        return jnp.ones_like(scaled, bool)
+    # sorting costs more than a small model's step, so it is done for filters only
+    order = jnp.argsort(-scaled, axis=-1)
+    ordered = jnp.take_along_axis(scaled, order, axis=-1)
+    rank = jnp.arange(scaled.shape[-1])[None]
     allowed = jnp.ones_like(ordered, bool)
     if how.top_k is not None:
         allowed &= rank < how.top_k
@@ -57,6 +65,4 @@ def sample(keys: Key[Array, " B"], logits: Float[Array, "B V"], how: Sampling = 
     if how.min_p is not None:
         probability = jax.nn.softmax(jnp.where(allowed, ordered, -jnp.inf), axis=-1)
         allowed &= probability >= how.min_p * probability[:, :1]
-    ordered = jnp.where(keep | (allowed & ~greedy), ordered, -jnp.inf)
-    choice = jax.vmap(jax.random.categorical)(keys, ordered)
-    return jnp.take_along_axis(order, choice[:, None], axis=-1)[:, 0]
+    return jnp.take_along_axis(allowed | (rank == 0), jnp.argsort(order, axis=-1), axis=-1)

@@ -6,40 +6,58 @@ from zoo.layers.attention import (
     grouped_attention,
     merge_heads,
     project_heads,
+    ring_of_last,
     rotary,
+    unroll_ring,
+    windowed_attention,
 )
+from zoo.layers.cell_initializers import cell_bias, cell_weight
 from zoo.layers.ctc import ctc_loss
 from zoo.layers.discretization import discretize
 from zoo.layers.hippo import legs, legs_eigen
-from zoo.layers.losses import accuracy, cross_entropy, masked_mean
+from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
 from zoo.layers.mlp import MLP
+from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
 from zoo.layers.norms import LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
+from zoo.layers.parallel_cell import CellSolver, head_projection, run_cell
 from zoo.layers.positions import sinusoidal_positions
 from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
 
 __all__ = [
     "MLP",
+    "NONLINEARITIES",
+    "CellSolver",
     "LayerNorm",
+    "Nonlinearity",
     "RMSNorm",
     "accuracy",
     "attention_parameters",
     "batch_axes",
+    "cell_bias",
+    "cell_weight",
     "cross_entropy",
     "ctc_loss",
     "discretize",
     "document_positions",
     "grouped_attention",
+    "head_projection",
     "layer_norm",
     "legs",
     "legs_eigen",
     "make_norm",
     "masked_mean",
     "merge_heads",
+    "nonlinearity",
     "project_heads",
+    "ring_of_last",
     "rms_norm",
     "rotary",
     "rows_back",
     "rows_first",
+    "run_cell",
     "sinusoidal_positions",
     "split_floating",
+    "unroll_ring",
+    "windowed_attention",
+    "z_loss",
 ]

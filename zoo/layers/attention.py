@@ -123,3 +123,55 @@ def project_heads(
 def merge_heads(params: Mapping[str, Float[Array, "..."]], y: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
     """The output projection of all heads, summed."""
     return jnp.einsum("bthk,hkd->btd", y, params["output"].astype(y.dtype))
+
+
+def windowed_attention(
+    queries: Float[Array, "B T H K"],
+    keys: Float[Array, "B S G K"],
+    values: Float[Array, "B S G V"],
+    visible: Int[Array, "B T"],
+    *,
+    window: int,
+) -> Float[Array, "B T H V"]:
+    """Attention of T queries, the last T of S positions in time, each over the ``visible`` positions up to its own.
+
+    S is T, or T + window with the window before the first query in front. ``visible`` is at least 1, and at most the
+    window and the number of positions there are. More than two windows of keys are computed chunk by chunk, so that no
+    [T, S] array is made.
+    """
+    batch, time, heads, _ = queries.shape
+    total = keys.shape[1]
+    if total <= 2 * window:
+        distance = jnp.arange(total - time, total)[:, None] - jnp.arange(total)
+        mask = (distance >= 0) & (distance < visible[..., None])
+        return grouped_attention(queries, keys, values, mask)
+    chunks = -(-time // window)
+    padding = chunks * window - time
+
+    def chunked(a):
+        return jnp.pad(a, ((0, 0), (0, padding), *((0, 0),) * (a.ndim - 2))).reshape(-1, window, *a.shape[2:])
+
+    def pairs(a):
+        """[B, S, ...] -> [B * chunks, 2 window, ...]: every chunk with the one before it."""
+        a = jnp.pad(a, ((0, 0), ((chunks + 1) * window - padding - total, padding), (0, 0), (0, 0)))
+        a = a.reshape(batch, chunks + 1, window, *a.shape[2:])
+        return jnp.concatenate([a[:, :-1], a[:, 1:]], axis=2).reshape(-1, 2 * window, *a.shape[3:])
+
+    distance = jnp.arange(window, 2 * window)[:, None] - jnp.arange(2 * window)
+    mask = (distance >= 0) & (distance < chunked(visible)[..., None])
+    y = grouped_attention(chunked(queries), pairs(keys), pairs(values), mask)
+    return y.reshape(batch, chunks * window, heads, -1)[:, :time]
+
+
+def ring_of_last(a: Float[Array, "B T G K"], window: int) -> Float[Array, "B W G K"]:
+    """Ring that holds the last ``window`` of T steps, step t in slot t % window."""
+    time = a.shape[1]
+    if time <= window:
+        return jnp.pad(a, ((0, 0), (0, window - time), (0, 0), (0, 0)))
+    return jnp.roll(a[:, -window:], time % window, axis=1)
+
+
+def unroll_ring(ring: Float[Array, "B W G K"], start: Int[Array, " B"]) -> Float[Array, "B W G K"]:
+    """Every row of ``ring`` rotated so that slot ``start`` comes first."""
+    index = (start[:, None] + jnp.arange(ring.shape[1])) % ring.shape[1]
+    return jnp.take_along_axis(ring, index[..., None, None], axis=1)

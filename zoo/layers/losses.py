@@ -24,6 +24,12 @@ def cross_entropy(
     return masked_mean(jax.nn.logsumexp(logits, axis=-1) - picked, mask)
 
 
+def z_loss(logits: Float[Array, "*B V"], mask: Bool[Array, "*B"] | None = None) -> Float[Array, ""]:
+    """Mean of log(sum exp(``logits``))^2, which keeps the softmax normaliser near 1 (used with a weight such as 1e-4)."""
+    logits = logits.astype(accumulator(logits.dtype))
+    return masked_mean(jax.nn.logsumexp(logits, axis=-1) ** 2, mask)
+
+
 def accuracy(
     logits: Float[Array, "*B V"], targets: Int[Array, "*B"], mask: Bool[Array, "*B"] | None = None
 ) -> Float[Array, ""]:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from zoo.checks import check_choice
 
-MLPS = ("gelu", "relu", "swiglu", "none")
+MLPS = ("gelu", "relu", "silu", "swiglu", "none")
 
 
 class MLP(nn.Module):
@@ -14,8 +14,8 @@ class MLP(nn.Module):
 
     Attributes:
       dim: width D of input and output.
-      hidden_dim: inner width; None takes 4 D (gelu, relu) or 8/3 D rounded up to a multiple of 8 (swiglu).
-      kind: "gelu" (exact), "relu" or "swiglu" (Shazeer 2020).
+      hidden_dim: inner width; None takes 4 D (gelu, relu, silu) or 8/3 D rounded up to a multiple of 8 (swiglu).
+      kind: "gelu" (exact), "relu", "silu" or "swiglu" (Shazeer 2020).
       dtype: compute dtype.
     """
 
@@ -33,5 +33,6 @@ class MLP(nn.Module):
         if gated:
             h = jax.nn.silu(nn.Dense(hidden, use_bias=False, dtype=self.dtype, name="gate")(x)) * h
         else:
-            h = jax.nn.relu(h) if self.kind == "relu" else jax.nn.gelu(h, approximate=False)
+            act = {"relu": jax.nn.relu, "silu": jax.nn.silu}.get(self.kind, lambda h: jax.nn.gelu(h, approximate=False))
+            h = act(h)
         return nn.Dense(self.dim, use_bias=not gated, dtype=self.dtype, name="down")(h)

@@ -16,10 +16,13 @@ The contract, which the laws in tests/laws check for every registered mixer:
 """
 
 from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attention
-from zoo.mixers.attention import Attention, AttentionState, attention, windowed_attention
+from zoo.mixers.attention import Attention, AttentionState, attention
 from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
 from zoo.mixers.elman import Elman, ElmanState, elman
+from zoo.mixers.flashrnn import SLSTM, FlashRNN, FlashRNNState, flashrnn_layer
+from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
+from zoo.mixers.gilr import GILR, GILRState, gilr
 from zoo.mixers.gru import GRU, GRUState, gru
 from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
@@ -37,6 +40,8 @@ from zoo.mixers.ntm import (
     shift_address,
     write_memory,
 )
+from zoo.mixers.paragru import ParaGRU, ParaGRUState, paragru
+from zoo.mixers.paralstm import ParaLSTM, ParaLSTMState, paralstm
 from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
 from zoo.mixers.universal_transformer import (
     UniversalTransformer,
@@ -49,11 +54,13 @@ from zoo.mixers.universal_transformer_encoder import UniversalTransformerEncoder
 from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
 
 __all__ = [
+    "GILR",
     "GRU",
     "LRU",
     "LSTM",
     "NTM",
     "S5",
+    "SLSTM",
     "Aaren",
     "AarenState",
     "Addresses",
@@ -63,7 +70,12 @@ __all__ = [
     "BidirectionalAttention",
     "Elman",
     "ElmanState",
+    "FlashRNN",
+    "FlashRNNState",
+    "GILRState",
     "GRUState",
+    "GatedRecurrence",
+    "GatedRecurrenceState",
     "Jordan",
     "JordanOutput",
     "JordanState",
@@ -72,6 +84,10 @@ __all__ = [
     "LiquidS4",
     "LiquidS4State",
     "NTMState",
+    "ParaGRU",
+    "ParaGRUState",
+    "ParaLSTM",
+    "ParaLSTMState",
     "S5Bidirectional",
     "S5State",
     "UniversalTransformer",
@@ -87,6 +103,9 @@ __all__ = [
     "bidirectional_attention",
     "content_address",
     "elman",
+    "flashrnn_layer",
+    "gated_recurrence",
+    "gilr",
     "gru",
     "jordan",
     "liquid_s4",
@@ -96,6 +115,8 @@ __all__ = [
     "lstm",
     "lstm_states",
     "ntm",
+    "paragru",
+    "paralstm",
     "ponder_cost",
     "prefix_attention",
     "read_memory",
@@ -106,6 +127,5 @@ __all__ = [
     "step_histogram",
     "universal_transformer",
     "window_mlp",
-    "windowed_attention",
     "write_memory",
 ]

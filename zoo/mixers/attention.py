@@ -34,6 +34,9 @@ from zoo.layers.attention import (
     grouped_attention,
     merge_heads,
     project_heads,
+    ring_of_last,
+    unroll_ring,
+    windowed_attention,
 )
 from zoo.registry import register
 
@@ -87,7 +90,7 @@ def attention(
 
     if state is None:
         y = windowed_attention(q, k, v, visible, window=window)
-        keys, values = (_ring(a, window) for a in (k, v))
+        keys, values = (ring_of_last(a, window) for a in (k, v))
         slot = jnp.full((batch,), time % window, jnp.int32)
         return merge_heads(params, y), AttentionState(keys, values, slot, length)
 
@@ -100,63 +103,13 @@ def attention(
         y = grouped_attention(q, keys.astype(x.dtype), values.astype(x.dtype), (distance < visible)[:, None])
         return merge_heads(params, y), AttentionState(keys, values, (state.slot + 1) % window, length)
 
-    k, v = (jnp.concatenate([_unroll(ring, state.slot), a], axis=1) for ring, a in ((state.keys, k), (state.values, v)))
+    k, v = (
+        jnp.concatenate([unroll_ring(ring, state.slot), a], axis=1) for ring, a in ((state.keys, k), (state.values, v))
+    )
     y = windowed_attention(q, k.astype(x.dtype), v.astype(x.dtype), visible, window=window)
     slot = (state.slot + time) % window
-    keys, values = (_unroll(a[:, -window:], (window - slot) % window) for a in (k, v))
+    keys, values = (unroll_ring(a[:, -window:], (window - slot) % window) for a in (k, v))
     return merge_heads(params, y), AttentionState(keys, values, slot, length)
-
-
-def windowed_attention(
-    queries: Float[Array, "B T H K"],
-    keys: Float[Array, "B S G K"],
-    values: Float[Array, "B S G V"],
-    visible: Int[Array, "B T"],
-    *,
-    window: int,
-) -> Float[Array, "B T H V"]:
-    """Attention of T queries, the last T of S positions in time, each over the ``visible`` positions up to its own.
-
-    S is T, or T + window with the window before the first query in front. ``visible`` is at least 1, and at most the
-    window and the number of positions there are. More than two windows of keys are computed chunk by chunk, so that no
-    [T, S] array is made.
-    """
-    batch, time, heads, _ = queries.shape
-    total = keys.shape[1]
-    if total <= 2 * window:
-        distance = jnp.arange(total - time, total)[:, None] - jnp.arange(total)
-        mask = (distance >= 0) & (distance < visible[..., None])
-        return grouped_attention(queries, keys, values, mask)
-    chunks = -(-time // window)
-    padding = chunks * window - time
-
-    def chunked(a):
-        return jnp.pad(a, ((0, 0), (0, padding), *((0, 0),) * (a.ndim - 2))).reshape(-1, window, *a.shape[2:])
-
-    def pairs(a):
-        """[B, S, ...] -> [B * chunks, 2 window, ...]: every chunk with the one before it."""
-        a = jnp.pad(a, ((0, 0), ((chunks + 1) * window - padding - total, padding), (0, 0), (0, 0)))
-        a = a.reshape(batch, chunks + 1, window, *a.shape[2:])
-        return jnp.concatenate([a[:, :-1], a[:, 1:]], axis=2).reshape(-1, 2 * window, *a.shape[3:])
-
-    distance = jnp.arange(window, 2 * window)[:, None] - jnp.arange(2 * window)
-    mask = (distance >= 0) & (distance < chunked(visible)[..., None])
-    y = grouped_attention(chunked(queries), pairs(keys), pairs(values), mask)
-    return y.reshape(batch, chunks * window, heads, -1)[:, :time]
-
-
-def _ring(a: Float[Array, "B T G K"], window: int) -> Float[Array, "B W G K"]:
-    """Ring that holds the last ``window`` of T steps, step t in slot t % window."""
-    time = a.shape[1]
-    if time <= window:
-        return jnp.pad(a, ((0, 0), (0, window - time), (0, 0), (0, 0)))
-    return jnp.roll(a[:, -window:], time % window, axis=1)
-
-
-def _unroll(ring: Float[Array, "B W G K"], start: Int[Array, " B"]) -> Float[Array, "B W G K"]:
-    """Every row of ``ring`` rotated so that slot ``start`` comes first."""
-    index = (start[:, None] + jnp.arange(ring.shape[1])) % ring.shape[1]
-    return jnp.take_along_axis(ring, index[..., None, None], axis=1)
 
 
 @register(

@@ -71,11 +71,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.checks import check_divides, check_positive, check_sequence, check_state
 from zoo.dtypes import accumulator
-from zoo.layers.attention import document_positions, grouped_attention
+from zoo.layers.attention import (
+    document_positions,
+    grouped_attention,
+    ring_of_last,
+    unroll_ring,
+    windowed_attention,
+)
 from zoo.layers.depth_recurrence import RECURRENCES, DepthStep, Options, ponder_cost, step_histogram
 from zoo.layers.positions import sinusoidal_positions
 from zoo.layers.transformer_layer import Layer, LayerCache, layer_normed, project_memory, transformer_layers
-from zoo.mixers.attention import _ring, _unroll, windowed_attention
 from zoo.registry import register
 
 __all__ = [
@@ -154,7 +159,7 @@ def _attention(
         if maps:
             distance = jnp.arange(time)[:, None] - jnp.arange(time)
             weights = _map(q, k, (distance >= 0) & (distance < visible[..., None]))
-        return y, (_ring(k, window), _ring(v, window)), weights
+        return y, (ring_of_last(k, window), ring_of_last(v, window)), weights
     # Through the cache's dtype in every case: a token must look the same from this call and from the next.
     k, v = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
     if time == 1:
@@ -162,10 +167,10 @@ def _attention(
         k, v = cache.keys.at[rows, slot].set(k[:, 0]), cache.values.at[rows, slot].set(v[:, 0])
         distance = (slot[:, None] - jnp.arange(window)) % window
         return grouped_attention(q, k.astype(dtype), v.astype(dtype), (distance < visible)[:, None]), (k, v), None
-    k, v = (jnp.concatenate([_unroll(old, slot), new], axis=1) for old, new in ((cache.keys, k), (cache.values, v)))
+    k, v = (jnp.concatenate([unroll_ring(old, slot), new], axis=1) for old, new in ((cache.keys, k), (cache.values, v)))
     y = windowed_attention(q, k.astype(dtype), v.astype(dtype), visible, window=window)
     first = (window - (slot + time) % window) % window
-    return y, tuple(_unroll(a[:, -window:], first) for a in (k, v)), None
+    return y, tuple(unroll_ring(a[:, -window:], first) for a in (k, v)), None
 
 
 def _map(q: Array, k: Array, mask: Array) -> Array:

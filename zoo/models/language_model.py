@@ -34,7 +34,8 @@ class LanguageModel(nn.Module):
     Attributes:
       vocab_size: number V of tokens.
       dim: width D.
-      pattern, depth, mlp, mlp_dim, norm, norm_position, final_norm, dropout, remat: see ``zoo.models.Stack``.
+      pattern, depth, mlp, mlp_dim, norm, norm_position, final_norm, residual_scale, dropout, remat: see
+        ``zoo.models.Stack``.
       positions: "none", "sinusoidal" or "learned" position signal added to the embeddings (mixers that know order by
         themselves need none); positions count from the start of the document.
       max_positions: size of the learned table; later positions reuse its last row.
@@ -51,6 +52,7 @@ class LanguageModel(nn.Module):
     norm: str = "rms"
     norm_position: str = "pre"
     final_norm: bool = True
+    residual_scale: bool = False
     dropout: float = 0.0
     remat: bool = False
     positions: str = "none"
@@ -63,8 +65,8 @@ class LanguageModel(nn.Module):
 
     def stack(self, name: str | None = None) -> Stack:
         """The stack of this model, as a module of its own."""
-        fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_position", "final_norm", "dropout",
-                  "remat", "dtype")  # fmt: skip
+        fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_position", "final_norm",
+                  "residual_scale", "dropout", "remat", "dtype")  # fmt: skip
         # Without a name it stands alone, so that states can be made outside of init and apply.
         options = {"name": name} if name else {"parent": None}
         return Stack(**{f: getattr(self, f) for f in fields}, **options)

@@ -32,11 +32,12 @@ class Block(nn.Module):
     Attributes:
       mixer: registered name, or mapping with "name" and options.
       dim: width D.
-      mlp: "swiglu", "gelu", "relu" or "none" (no second half).
+      mlp: "swiglu", "gelu", "relu", "silu" or "none" (no second half).
       mlp_dim: inner width of the MLP, None for its default.
       norm: "rms", "layer" or "none".
       norm_position: "pre" or "post".
       cross_heads: heads of an attention over ``memory`` between mixer and MLP; 0 for none.
+      residual_scale: a learned number, 1 at the start, multiplies the x that goes past the mixer.
       dropout: rate on every residual branch (needs an rng "dropout" when not deterministic).
       dtype: compute dtype, handed to the mixer unless its options say otherwise.
     """
@@ -48,6 +49,7 @@ class Block(nn.Module):
     norm: str = "rms"
     norm_position: str = "pre"
     cross_heads: int = 0
+    residual_scale: bool = False
     dropout: float = 0.0
     dtype: str = "float32"
 
@@ -64,14 +66,16 @@ class Block(nn.Module):
         check_choice("norm_position", self.norm_position, ("pre", "post"))
         pre = self.norm_position == "pre"
 
-        def residual(x, branch, norm_name):
+        def residual(x, branch, norm_name, scale=None):
             norm = make_norm(self.norm, name=norm_name if self.norm != "none" else None)
             out, extra = branch(norm(x) if pre else x)
+            x = x if scale is None else (scale * x).astype(x.dtype)
             x = x + nn.Dropout(self.dropout, deterministic=deterministic)(out).astype(x.dtype)
             return (x if pre else norm(x)), extra
 
         mixer = make_mixer(self.mixer, self.dim, self.dtype, name="mixer")
-        x, state = residual(x, lambda h: mixer(h, state, reset=reset), "mixer_norm")
+        scale = self.param("residual_scale", nn.initializers.ones, ()) if self.residual_scale else None
+        x, state = residual(x, lambda h: mixer(h, state, reset=reset), "mixer_norm", scale)
         if self.cross_heads:
             cross = CrossAttention(self.dim, self.cross_heads, self.dtype, name="cross")
             x, _ = residual(x, lambda h: (cross(h, memory, memory_mask), None), "cross_norm")
@@ -138,7 +142,7 @@ def _scan(module: type, length: int) -> type:
     """``module`` repeated ``length`` times; parameters and states are stacked on axis 0."""
     return nn.scan(
         module,
-        variable_axes={"params": 0, "intermediates": 0},
+        variable_axes={"params": 0, "intermediates": 0, "diagnostics": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast,) * 4),
         out_axes=0,
@@ -166,7 +170,7 @@ class Stack(nn.Module):
       dim: width D.
       pattern: mixers by name or by mapping {"name": ..., options}; layer i uses pattern[i % len(pattern)].
       depth: number of layers; None takes one of each in the pattern.
-      mlp, mlp_dim, norm, norm_position, cross_heads, dropout, dtype: as in ``Block``.
+      mlp, mlp_dim, norm, norm_position, cross_heads, residual_scale, dropout, dtype: as in ``Block``.
       final_norm: normalise the output (pre-norm stacks want it).
       remat: recompute each block in the backward pass instead of storing its activations.
     """
@@ -180,6 +184,7 @@ class Stack(nn.Module):
     norm_position: str = "pre"
     final_norm: bool = True
     cross_heads: int = 0
+    residual_scale: bool = False
     dropout: float = 0.0
     remat: bool = False
     dtype: str = "float32"
@@ -213,7 +218,7 @@ class Stack(nn.Module):
         unit, count = repeating_unit(self.layers())
         if (memory is None) == bool(self.cross_heads):
             raise ValueError("memory goes with cross_heads >= 1, and only with it")
-        names = ("dim", "mlp", "mlp_dim", "norm", "norm_position", "cross_heads", "dropout", "dtype")
+        names = ("dim", "mlp", "mlp_dim", "norm", "norm_position", "cross_heads", "residual_scale", "dropout", "dtype")
         options = {f: getattr(self, f) for f in names}
         layers = _scan(_Unit, count)(mixers=unit, options=options, remat=self.remat, name="layers")
         x, state = layers(x, state, reset, memory, memory_mask, deterministic)
