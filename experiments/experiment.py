@@ -27,6 +27,7 @@ import importlib.util
 import math
 import operator
 import os
+import pathlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -171,6 +172,8 @@ class Experiment:
       measure: ``measure(config, trained, key) -> {metric: float}`` after all arms: derived and untrained numbers.
       figures: ``figures(config, trained, metrics) -> {file name: matplotlib Figure}``: drawings beyond curves.png.
       texts: ``texts(config, trained, metrics, key) -> {title: text}``: samples and the like, printed and put in the report.
+      stand_in: ``stand_in(config, folder) -> config``: gives every data path that ``config`` lacks, after writing files of
+        the public data's sizes there (``experiments.stand_ins``); for preflight. None: no preset reads files.
       next_steps: what to try next, one sentence, printed last.
       notes: what a reader of the report should know (what was found, what does not separate).
     """
@@ -184,6 +187,7 @@ class Experiment:
     measure: Callable[[Any, Mapping[str, Trained], jax.Array], Mapping[str, float]] | None = None
     figures: Callable[[Any, Mapping[str, Trained], Mapping[str, float]], Mapping[str, Any]] | None = None
     texts: Callable[[Any, Mapping[str, Trained], Mapping[str, float], jax.Array], Mapping[str, str]] | None = None
+    stand_in: Callable[[Any, pathlib.Path], Any] | None = None
     next_steps: str = ""
     notes: str = ""
 

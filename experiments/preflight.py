@@ -3,13 +3,16 @@
 Compiles the training step of every arm for accelerators that need not be there (see experiments/targets.py), by the
 same ahead-of-time compilers that would run it, and prints per arm: parameters, memory on each device, operations per
 optimiser step, bytes of memory traffic where the compiler tells them, the shortest time a step can take, and whether it
-fits. Exit status 0: everything fits; 3: something does not; 2: bad usage or a missing compiler.
+fits. Data that the configuration gives no path for is stood in for by random files of the public data's sizes. Exit
+status 0: everything fits; 3: something does not; 2: bad usage or a missing compiler.
 """
 
 import dataclasses
 import json
 import os
+import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +28,7 @@ from experiments.steps import AXIS, abstract_arguments, call_length, compile_ste
 from experiments.targets import MissingPackage, Target, parse_target
 from zoo.analysis import count_parameters, flops
 from zoo.checks import check_choice
+from zoo.scans import compiling_for
 
 # What --all compiles for: one slice of each kind, large enough for the paper presets.
 DEFAULT_TARGETS = ("tpu:v5e:2x2", "tpu:v5p:2x2x1", "tpu:v6e:2x2", "gpu:h100:8")
@@ -81,7 +85,8 @@ def preflight(name: str, arm: Arm, target: Target) -> Report:
         )
     arguments = abstract_arguments(arm, len(devices))
     start = time.perf_counter()
-    compiled = compile_step(arm, devices).lower(*arguments).compile()
+    with compiling_for(target.platform):
+        compiled = compile_step(arm, devices).lower(*arguments).compile()
     seconds = time.perf_counter() - start
     plan = compiled.memory_analysis()
     memory = (
@@ -120,10 +125,13 @@ def run(experiment: Experiment, preset: str, targets: Sequence[Target], override
     check_choice("preset", preset, experiment.presets)
     config = override(experiment.presets[preset], overrides)
     reports = []
-    for name, arm in experiment.arms(config).items():
-        for target in targets:
-            reports.append(preflight(f"{experiment.name}/{name}", arm, target))
-            print(line(reports[-1]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        if experiment.stand_in is not None:
+            config = experiment.stand_in(config, pathlib.Path(folder))
+        for name, arm in experiment.arms(config).items():
+            for target in targets:
+                reports.append(preflight(f"{experiment.name}/{name}", arm, target))
+                print(line(reports[-1]), flush=True)
     return reports
 
 

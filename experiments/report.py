@@ -10,6 +10,7 @@ from experiments.config import flat, plain
 from experiments.experiment import Experiment, Trained
 from experiments.logs import replace_file
 
+PANELS = 11  # metrics that are drawn; the report's table has all
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 LINES = ("-", "--", "-.", ":")
 
@@ -41,7 +42,7 @@ def curves(trained: Mapping[str, Trained], title: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metrics = _evaluated(trained)
+    metrics = _evaluated(trained)[:PANELS]
     panels = 1 + len(metrics)
     columns = min(panels, 2 if panels <= 4 else 3)
     rows = math.ceil(panels / columns)
@@ -102,7 +103,7 @@ def _evaluated(trained: Mapping[str, Trained]) -> list[str]:
     names: dict[str, None] = {}
     for result in trained.values():
         names.update(dict.fromkeys(result.metrics))
-    return list(names)[:7]
+    return list(names)
 
 
 def _styles(count: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ With ``data="files"`` (preset paper) a setting reads ``path``; ``--set=settings=
 import dataclasses
 import functools
 import importlib
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import stand_ins
 from experiments.experiment import Arm, Check, Experiment, Training, register
 from zoo.analysis.streaming import bytes_of, step_flops, stream, stream_seconds
 from zoo.checks import check_choice
@@ -357,6 +359,24 @@ def arms(config: Config) -> dict[str, Arm]:
     }
 
 
+WRITERS = {
+    "forecasting": stand_ins.series,
+    "classification": stand_ins.labelled_series,
+    "events": stand_ins.events,
+    "rl": stand_ins.trajectories,
+}
+
+
+def stand_in(config: Config, folder: pathlib.Path) -> Config:
+    """Random files of the public data's sizes for the settings that want files and have no path."""
+    paths = {}
+    for setting in config.settings:
+        options = getattr(config, setting)
+        if options.data == "files" and options.path is None:
+            paths[setting] = dataclasses.replace(options, path=WRITERS[setting](folder))
+    return dataclasses.replace(config, **paths)
+
+
 def measure(config: Config, trained: Mapping[str, Any], key: jax.Array) -> dict[str, float]:
     """Both mixers compared, trivial predictors on the same kind of data, and what streaming costs."""
     found: dict[str, float] = {}
@@ -563,6 +583,7 @@ register(
         arms=arms,
         measure=measure,
         figures=figures,
+        stand_in=stand_in,
         checks={
             "quick": (
                 Check("forecasting: Aaren's error", "forecasting_aaren/mse", "<=", 0.55),

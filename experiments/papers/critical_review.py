@@ -16,6 +16,7 @@ experiment of its own. "smoke" and "quick" run these:
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 import optax
 
 import zoo
+from experiments import stand_ins
 from experiments.arms import classification
 from experiments.experiment import Arm, Check, Experiment, Trained, Training, register
 from experiments.papers.critical_review_arms import START, captioning, greedy, streaming, translation, unsegmented
@@ -205,6 +207,13 @@ class Config:
 def arms(config: Config) -> dict[str, Arm]:
     """The arms of the task."""
     return survey_arms(config) if config.task == "survey" else {config.task: CORPORA[config.task](config)}
+
+
+def stand_in(config: Config, folder: pathlib.Path) -> Config:
+    """Penn Treebank's sizes for the word and character models, where no corpus is given."""
+    if config.data.path or config.task not in ("words", "characters"):
+        return config
+    return dataclasses.replace(config, data=Data(stand_ins.words(folder)))
 
 
 def survey_arms(config: Config) -> dict[str, Arm]:
@@ -542,6 +551,7 @@ register(
         arms=arms,
         measure=measure,
         figures=figures,
+        stand_in=stand_in,
         notes=(
             "Recurrent layers stand in residual blocks (x + layer(x)) here, without normalisation. Recall: forget and "
             "update gates start open (bias 4); the LSTM of 1997 has no forget gate and needs no bias; the window of the "

@@ -233,7 +233,8 @@ def test_recorded_trajectories_become_windows_inside_episodes(tmp_path):
 
 
 def test_hdf5_files_are_read(tmp_path):
-    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    import h5py
+
     path, raw = trajectories_file(tmp_path)
     with h5py.File(tmp_path / "pushing.hdf5", "w") as file:
         for name, array in raw.items():

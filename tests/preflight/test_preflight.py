@@ -9,8 +9,9 @@ import sys
 import jax
 import pytest
 
-from experiments.experiment import get
+from experiments.experiment import experiments, get
 from experiments.preflight import line, preflight, run
+from experiments.steps import abstract_arguments
 from experiments.targets import MissingPackage, parse_target
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -109,3 +110,12 @@ def test_real_ahead_of_time_compilation(target):
 def test_run_prints_a_line_for_every_arm(capsys):
     reports = run(get("byte_lm"), "smoke", [parse_target("cpu")], {"model.dim": "8"})
     assert len(capsys.readouterr().out.splitlines()) == len(reports) == 1
+
+
+@pytest.mark.parametrize("name", [name for name, experiment in experiments().items() if experiment.stand_in])
+def test_a_paper_preset_that_reads_files_has_shapes_without_them(name, tmp_path):
+    experiment = get(name)
+    arms = experiment.arms(experiment.stand_in(experiment.presets["paper"], tmp_path))
+    for arm in arms.values():
+        shapes = [leaf.shape for leaf in jax.tree.leaves(abstract_arguments(arm, 1))]
+        assert shapes and all(0 not in shape for shape in shapes)

@@ -64,6 +64,11 @@ def test_copy_memory_and_parity():
     assert np.all(b.mask.sum(1) == 4) and np.all(b.targets[~b.mask] == 0) and np.all(b.inputs[:, 10:] == 0)
     b = batch(Parity(time=6))
     assert np.array_equal(b.targets, np.cumsum(b.inputs, 1) % 2)
+    b = batch(Parity(time=6, min_time=4))
+    assert set(b.mask.sum(1).tolist()) == {4, 5, 6} and np.all(b.mask[:, :4]) and np.all(b.inputs[~b.mask] == 0)
+    assert np.array_equal(b.targets, np.cumsum(b.inputs, 1) % 2)
+    with pytest.raises(ValueError, match="min_time=7"):
+        Parity(time=6, min_time=7)
 
 
 def test_future_context_is_the_xor_of_two_bits_and_masks_the_edges():

@@ -2,6 +2,7 @@
 
 from zoo.tasks.agreement import Agreement
 from zoo.tasks.algorithmic import Algorithmic
+from zoo.tasks.associative_recall import AssociativeRecall, HopRecall
 from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
 from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
@@ -20,11 +21,13 @@ from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, Temporal
 from zoo.tasks.reversal import Reversal
 from zoo.tasks.text_streams import TextStreams, load_tokens
 from zoo.tasks.timeseries import UEAClassification
+from zoo.tasks.token_file import TokenFile
 
 __all__ = [
     "Adding",
     "Agreement",
     "Algorithmic",
+    "AssociativeRecall",
     "Babi",
     "Batch",
     "ChainRoot",
@@ -36,6 +39,7 @@ __all__ = [
     "FeatureCaptions",
     "FutureContext",
     "Hop",
+    "HopRecall",
     "HostTask",
     "IdxDigits",
     "LabelledFrames",
@@ -55,6 +59,7 @@ __all__ = [
     "Task",
     "TemporalOrder",
     "TextStreams",
+    "TokenFile",
     "Trajectory",
     "UEAClassification",
     "bleu",

@@ -153,19 +153,31 @@ class CopyMemory(Task):
 class Parity(Task):
     """Is the number of ones so far odd? Every bit matters, and nothing can be guessed from a part.
 
-    Batch: ``inputs`` int32 bits [time], ``targets`` int32 [time], the parity of all bits up to and including the step.
+    Batch: ``inputs`` int32 bits [time], ``targets`` int32 [time], the parity of all bits up to and including the step. With
+    ``min_time`` the length of an example is uniform from ``min_time`` to ``time``; past it bits are 0 and ``mask`` is False.
 
     Attributes:
       time: number of bits.
+      min_time: least number of bits; None: always ``time``.
     """
 
     time: int = 20
+    min_time: int | None = None
 
     vocab_size = 2
 
     def __post_init__(self):
         check_positive("time", self.time)
+        if self.min_time is not None:
+            check_positive("min_time", self.min_time)
+            if self.min_time > self.time:
+                raise ValueError(f"min_time={self.min_time} is larger than time={self.time}")
 
     def example(self, key: Key[Array, ""], data: None = None) -> Batch:
-        bits = jax.random.bernoulli(key, shape=(self.time,)).astype(jnp.int32)
-        return Batch(bits, jnp.cumsum(bits) % 2)
+        if self.min_time is None:
+            bits = jax.random.bernoulli(key, shape=(self.time,)).astype(jnp.int32)
+            return Batch(bits, jnp.cumsum(bits) % 2)
+        key_length, key_bits = jax.random.split(key)
+        mask = jnp.arange(self.time) < jax.random.randint(key_length, (), self.min_time, self.time + 1)
+        bits = (jax.random.bernoulli(key_bits, shape=(self.time,)) & mask).astype(jnp.int32)
+        return Batch(bits, jnp.cumsum(bits) % 2, mask)
