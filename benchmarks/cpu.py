@@ -2,8 +2,8 @@
 
 Every row compares two ways of doing the same work, alternated so that a noisy machine disturbs both alike; times are
 medians and ``ratio`` is theirs / ours (above 1: the zoo is faster). Results go to benchmarks/results/cpu-<date>.json and
-.md. ``--sections`` picks some of: scans, recurrent, decoding, trainer, imports, compilation. benchmarks/scans.py and
-benchmarks/recurrent.py hold the two large sections.
+.md; sections measured earlier on the same day stay. ``--sections`` picks some of: scans, recurrent, decoding, trainer,
+imports, compilation. benchmarks/scans.py and benchmarks/recurrent.py hold the two large sections.
 """
 
 import argparse
@@ -220,6 +220,9 @@ def main(argv: list[str]) -> int:
         )
     arguments.output.mkdir(parents=True, exist_ok=True)
     stem = arguments.output / f"cpu-{results['date']}"
+    if stem.with_suffix(".json").exists():
+        earlier = json.loads(stem.with_suffix(".json").read_text())["sections"]
+        results["sections"] = {**earlier, **results["sections"]}
     stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     stem.with_suffix(".md").write_text(markdown(results))
     print(f"written: {stem}.json, {stem}.md")
