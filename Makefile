@@ -15,7 +15,7 @@ help:
 	@echo "make test-all   also the slow ones: parity, long fault injection, ahead-of-time compilation"
 	@echo "make test-core  scans, kernels and laws only"
 	@echo "make claims     every quick experiment on seeds 0, 1, 2; verdicts to experiments/results"
-	@echo "make aot        compile training steps ahead of time for TPU and H100"
+	@echo "make aot        compile every kernel ahead of time for TPU v5e, v5p, v6e, and with PYTHON=python3.12 for the H100"
 	@echo "make bench      benchmarks/cpu.py; results to benchmarks/results"
 	@echo "make lint       ruff;   make format   ruff, in place"
 	@echo "PYTHON=python3.12 picks another interpreter, with an environment of its own"
@@ -45,7 +45,9 @@ claims: $(STAMP)
 
 aot: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,tpu]"
-	$(BIN)/python -m experiments.preflight --all
+	$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 12))" && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt jax-cuda13-plugin jax-cuda13-pjrt || true
+	$(BIN)/python -m benchmarks.aot
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.cpu

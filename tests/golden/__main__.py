@@ -1,8 +1,8 @@
 """``python -m tests.golden FILE.npz ...`` checks golden files against the zoo and exits 0 only if all agree.
 
 A file holds params/*, inputs/*, outputs/*, grads/* and ``meta`` (JSON: config, rtol, atol). The folder's name is the
-paper's slug, and tests/golden/<slug>.py is its adapter: ``check(case)`` yields (key, value) for every key of the file under
-outputs/ and grads/. Everything runs in 64-bit floats.
+paper's slug, and tests/golden/<slug>.py is its adapter: ``check(case)`` yields (key, value) for every key of the file that
+is not under params/ or inputs/. Everything runs in 64-bit floats.
 """
 
 import argparse
@@ -19,12 +19,15 @@ from typing import Any
 import jax
 import numpy as np
 
-COMPARED = ("outputs/", "grads/")
+PREFIXES = ("params/", "inputs/", "outputs/", "grads/")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One golden file: flat dicts of arrays, keyed without their prefix; ``slug`` is the folder, ``name`` the file."""
+    """One golden file: flat dicts of arrays, keyed without their prefix; ``slug`` is the folder, ``name`` the file.
+
+    ``others`` has what is under any other prefix, keyed with it; it is compared as outputs and gradients are.
+    """
 
     slug: str
     name: str
@@ -33,6 +36,7 @@ class Case:
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
     grads: Mapping[str, np.ndarray]
+    others: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -49,13 +53,15 @@ def read(path: pathlib.Path) -> Case:
     def part(prefix):
         return {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}
 
-    return Case(path.parent.name, path.stem, meta, *(part(p) for p in ("params/", "inputs/", *COMPARED)))
+    others = {key: value for key, value in arrays.items() if not key.startswith(PREFIXES)}
+    return Case(path.parent.name, path.stem, meta, *(part(p) for p in PREFIXES), others)
 
 
 def compare(case: Case) -> float:
     """Runs the adapter of ``case`` and returns the largest absolute error; raises ValueError for what disagrees."""
     adapter = importlib.import_module(f"tests.golden.{case.slug}")
     wanted = {f"outputs/{k}": v for k, v in case.outputs.items()} | {f"grads/{k}": v for k, v in case.grads.items()}
+    wanted |= case.others
     rtol, atol = case.meta["rtol"], case.meta["atol"]
     worst, wrong = 0.0, []
     for key, value in adapter.check(case):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.golden.__main__ import Case
-from tests.golden.critical_review_memory import ntm_addressing, tbptt_clip
+from tests.golden._critical_review_memory import ntm_addressing, tbptt_clip
 from zoo.layers import cross_entropy
 from zoo.mixers import (
     ElmanState,

@@ -59,11 +59,13 @@ def test_wrong_names_give_the_nearest(call, words):
         call()
 
 
-def test_the_readme_library_example_runs():
-    readme = (ROOT / "README.md").read_text()
-    code = readme.split("<!-- example -->")[1].split("```python")[1].split("```")[0]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 12
-    exec(compile(code, "README.md", "exec"), {})
+def test_the_readme_library_examples_run():
+    examples = (ROOT / "README.md").read_text().split("<!-- example -->")[1:]
+    assert len(examples) == 2
+    for example in examples:
+        code = example.split("```python")[1].split("```")[0]
+        assert len([line for line in code.splitlines() if line.strip()]) <= 12
+        exec(compile(code, "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize("depth", [1, 3])
