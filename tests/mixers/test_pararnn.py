@@ -13,6 +13,7 @@ from zoo.layers import NONLINEARITIES, CellSolver, cell_bias, cell_weight, nonli
 from zoo.mixers.paragru import ParaGRUState, paragru_derivative, paragru_solve, paragru_step
 from zoo.mixers.paralstm import ParaLSTMState, paralstm_derivative, paralstm_linearised, paralstm_solve, paralstm_step
 from zoo.scans import check_structure
+from zoo.scans.newton import fused_newton
 
 WIDTH = 6
 

@@ -70,7 +70,7 @@ def paragru(
       (h [B, T, N] in at least float32, state after the last token).
     """
     hidden, last, _ = paragru_solve(
-        params, x, state, solver=self.solver, activations=activations, recurrent_bound=recurrent_bound, reset=reset
+        params, x, state, solver=solver, activations=activations, recurrent_bound=recurrent_bound, reset=reset
     )
     return hidden, last
 
@@ -207,7 +207,7 @@ class ParaGRU(nn.Module):
             raise ValueError(f"activations must name 3 nonlinearities (z, r, candidate), got {self.activations}")
         x = x.astype(self.dtype)
         y, state, diagnostics = paragru_solve(
-            self._params(initial.hidden.shape[-1]), x, initial if state is None else state, solver=solver,
+            self._params(initial.hidden.shape[-1]), x, initial if state is None else state, solver=self.solver,
             activations=tuple(self.activations), recurrent_bound=self.recurrent_bound, reset=reset,
         )  # fmt: skip
         if diagnostics is not None and not self.is_initializing():

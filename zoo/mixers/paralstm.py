@@ -85,7 +85,7 @@ def paralstm(
       (h [B, T, N] in at least float32, state after the last token).
     """
     states, last, _ = paralstm_solve(
-        params, x, state, solver=self.solver, activations=activations, linearisation=linearisation,
+        params, x, state, solver=solver, activations=activations, linearisation=linearisation,
         recurrent_bound=recurrent_bound, reset=reset,
     )  # fmt: skip
     return states.hidden, last
@@ -265,7 +265,7 @@ class ParaLSTM(nn.Module):
             raise ValueError(f"activations must name 4 nonlinearities (f, o, candidate, cell), got {self.activations}")
         x = x.astype(self.dtype)
         states, state, diagnostics = paralstm_solve(
-            self._params(initial.hidden.shape[-1]), x, initial if state is None else state, solver=solver,
+            self._params(initial.hidden.shape[-1]), x, initial if state is None else state, solver=self.solver,
             activations=tuple(self.activations), linearisation=self.linearisation,
             recurrent_bound=self.recurrent_bound, reset=reset,
         )  # fmt: skip
