@@ -71,6 +71,8 @@ class Training:
       clip_value: element-wise gradient clipping, None for none.
       accumulate: micro-batches per optimiser step.
       ema: decay of an exponential moving average of the parameters, used for evaluation; None for none.
+      shard_optimizer: every device keeps and updates its share of the optimiser's state only (ZeRO stage 1, Rajbhandari
+        et al. 2020): less memory for the same numbers, and the same traffic between devices.
       steps_per_call: optimiser steps inside one compiled call.
       evaluate_every: steps between evaluations; None: only at the end.
       checkpoint_every: steps between checkpoints; None: only at the end (and on SIGTERM).
@@ -93,6 +95,7 @@ class Training:
     clip_value: float | None = None
     accumulate: int = 1
     ema: float | None = None
+    shard_optimizer: bool = False
     steps_per_call: int = 50
     evaluate_every: int | None = None
     checkpoint_every: int | None = None

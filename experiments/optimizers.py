@@ -1,6 +1,8 @@
 """Optimisers and schedules of ``Training``, put together from optax."""
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,8 +77,12 @@ def learning_rate(training: Training) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
 
 
-def optimizer(training: Training) -> optax.GradientTransformation:
-    """Clipping by value, then by global norm, the optimiser, decay and learning rate that ``training`` describes."""
+def optimizer(training: Training, global_norm: Callable | None = None) -> optax.GradientTransformation:
+    """Clipping by value, then by global norm, the optimiser, decay and learning rate that ``training`` describes.
+
+    Every part but the clipping by norm treats each number by itself, so it may be given parts of the gradients, with a
+    ``global_norm`` (tree of parts -> scalar) that knows of the others.
+    """
     direction = {
         "adamw": lambda: optax.scale_by_adam(training.b1, training.b2, training.eps),
         "adam": lambda: optax.scale_by_adam(training.b1, training.b2, training.eps),
@@ -88,7 +94,8 @@ def optimizer(training: Training) -> optax.GradientTransformation:
     if training.clip_value is not None:
         parts.append(optax.clip(training.clip_value))
     if training.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(training.clip_norm))
+        clip = optax.clip_by_global_norm if global_norm is None else functools.partial(_clip_by, global_norm)
+        parts.append(clip(training.clip_norm))
     parts.append(direction)
     if training.weight_decay:
         parts.append(optax.add_decayed_weights(training.weight_decay, mask=lambda p: _decayed(training, p)))
@@ -96,6 +103,14 @@ def optimizer(training: Training) -> optax.GradientTransformation:
         parts.append(optax.masked(optax.scale(training.slow_scale), lambda p: slow(training, p)))
     parts.append(optax.scale_by_learning_rate(learning_rate(training)))
     return optax.chain(*parts)
+
+
+def _clip_by(global_norm: Callable, largest: float) -> optax.GradientTransformation:
+    def update(grads, _):
+        norm = global_norm(grads)
+        return jax.tree.map(lambda g: jnp.where(norm < largest, g, (g / norm.astype(g.dtype)) * largest), grads)
+
+    return optax.stateless(update)
 
 
 def slow(training: Training, params: Any) -> Any:

@@ -94,12 +94,16 @@ def preflight(name: str, arm: Arm, target: Target) -> Report:
     )
     cost = compiled.cost_analysis() or {}
 
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), arguments)
-    step = jax.vmap(training_step(arm, len(devices)), axis_name=AXIS)
-    operations = flops(step, *one) / call_length(arm.training)
+    # One lane stands for a device; it has no others to share the optimiser's state with.
+    alone = dataclasses.replace(arm, training=dataclasses.replace(arm.training, shard_optimizer=False))
+    lane = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), abstract_arguments(alone, len(devices))
+    )
+    step = jax.vmap(training_step(alone, len(devices)), axis_name=AXIS)
+    operations = flops(step, *lane) / call_length(arm.training)
     chip, floor = target.limits, None
     if chip is not None:
-        state_bytes = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(one[0]))
+        state_bytes = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(arguments[0])) / len(devices)
         floor = max(operations / chip.flops, 2 * state_bytes / chip.bandwidth)
     return Report(
         name, target.text, len(devices), count_parameters(arguments[0].params) // len(devices), memory,

@@ -9,7 +9,10 @@ number of devices sees the same batches, and step n can be made again from (seed
 the keys: arms with equal batch sizes see the same examples.
 
 Layout. The state is replicated: every leaf has a leading axis of local devices, as ``jax.pmap`` wants it. Only
-``carry`` differs between devices, by rows.
+``carry`` differs between devices, by rows, and with ``Training.shard_optimizer`` the optimiser's state: what belongs
+to a parameter is split along that parameter's first axis that the number of devices divides, if it has one. Gradients
+are then summed straight into the parts (reduce-scatter), and the updates of the parts gathered. ``state_axes`` says
+which leaf is split where.
 
 A step whose loss or gradient is not finite is not taken: from there on the state is frozen as it was before that step,
 and the summary says which step and which parameter. This costs a select that fuses into the update, and no
@@ -130,6 +133,28 @@ def initial_state(arm: Arm, seed: int, num_devices: int, data: Any) -> TrainStat
     )
 
 
+def state_axes(arm: Arm, state: TrainState, num_devices: int) -> TrainState:
+    """The axis of every leaf that is split over the devices, -1 where each device has the whole.
+
+    ``state`` is that of ``initial_state``, or its shapes. Its ``carry``, already one device's rows, is split along 0.
+    """
+    axes = jax.tree.map(lambda _: -1, state)
+    axes = axes.replace(carry=jax.tree.map(lambda _: 0, state.carry))
+    if not arm.training.shard_optimizer:
+        return axes
+    of_parameters = jax.tree.map(lambda p: split_axis(p.shape, num_devices), state.params)
+    transform = optimizer(arm.training)
+    opt_state = optax.tree_utils.tree_map_params(
+        transform, lambda _, axis: axis, state.opt_state, of_parameters, transform_non_params=lambda _: -1
+    )
+    return axes.replace(opt_state=opt_state)
+
+
+def split_axis(shape: Sequence[int], num_devices: int) -> int:
+    """The first axis that ``num_devices`` divides, or -1."""
+    return next((axis for axis, size in enumerate(shape) if size and size % num_devices == 0), -1)
+
+
 def training_step(arm: Arm, num_devices: int) -> Callable[[TrainState, jax.Array, Inputs], tuple[TrainState, Summary]]:
     """The function that every device runs: ``call(state, count, inputs) -> (state, summary)``.
 
@@ -137,7 +162,6 @@ def training_step(arm: Arm, num_devices: int) -> Callable[[TrainState, jax.Array
     under a mapped axis called ``AXIS`` of ``num_devices`` devices.
     """
     training = arm.training
-    transform = optimizer(training)
     rate = learning_rate(training)
     length = call_length(training)
     rows_per_device = training.batch_size // num_devices
@@ -185,14 +209,20 @@ def training_step(arm: Arm, num_devices: int) -> Callable[[TrainState, jax.Array
         loss, metrics, grads, carry = gradients(state.params, batch, key, state.step, state.carry)
         metrics = {"loss": loss, **metrics}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        metrics, grads = lax.pmean((metrics, grads), AXIS)
+        metrics = lax.pmean(metrics, AXIS)
+        parts = _Parts(state.params, num_devices if training.shard_optimizer else None)
+        grads = parts.mean(grads)
         grads = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)  # the direction of ascent
-        squares = [jnp.sum((g * g.conj()).real).astype(jnp.float32) for g in jax.tree.leaves(grads)]
+        squares = parts.squares(grads)
         norm = jnp.sqrt(sum(squares))
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        transform = optimizer(
+            training, (lambda g: jnp.sqrt(sum(parts.squares(g)))) if training.shard_optimizer else None
+        )
+        own = parts.own(state.params)
+        updates, opt_state = transform.update(grads, state.opt_state, own)
+        params = parts.whole(optax.apply_updates(own, updates))
         ema = state.ema
         if training.ema is not None:
             # early steps average over the steps there are, not over the initial parameters
@@ -223,6 +253,50 @@ def training_step(arm: Arm, num_devices: int) -> Callable[[TrainState, jax.Array
     return call
 
 
+class _Parts:
+    """Trees of the parameters' structure, split over the devices as ``state_axes`` says; whole where ``devices`` is None."""
+
+    def __init__(self, params: Any, devices: int | None):
+        self.devices = devices
+        self.axes = jax.tree.map(lambda p: -1 if devices is None else split_axis(p.shape, devices), params)
+
+    def mean(self, grads: Any) -> Any:
+        """This device's parts of the mean over the devices."""
+
+        def one(g, axis):
+            if axis < 0:
+                return lax.pmean(g, AXIS)
+            return lax.psum_scatter(g, AXIS, scatter_dimension=axis, tiled=True) / self.devices
+
+        return jax.tree.map(one, grads, self.axes)
+
+    def own(self, params: Any) -> Any:
+        """This device's parts of what every device has."""
+
+        def one(p, axis):
+            if axis < 0:
+                return p
+            size = p.shape[axis] // self.devices
+            return lax.dynamic_slice_in_dim(p, lax.axis_index(AXIS) * size, size, axis)
+
+        return jax.tree.map(one, params, self.axes)
+
+    def whole(self, params: Any) -> Any:
+        """The parts of all devices put together."""
+        return jax.tree.map(
+            lambda p, axis: p if axis < 0 else lax.all_gather(p, AXIS, axis=axis, tiled=True), params, self.axes
+        )
+
+    def squares(self, grads: Any) -> list[jax.Array]:
+        """Sum of squares of every leaf, all parts of it."""
+
+        def one(g, axis):
+            own = jnp.sum((g * g.conj()).real).astype(jnp.float32)
+            return own if axis < 0 else lax.psum(own, AXIS)
+
+        return jax.tree.leaves(jax.tree.map(one, grads, self.axes))
+
+
 def compile_step(arm: Arm, devices: Sequence[jax.Device]) -> Callable:
     """``training_step`` under ``jax.pmap`` over ``devices`` (those of all hosts); the state's buffers are donated."""
     return jax.pmap(training_step(arm, len(devices)), axis_name=AXIS, devices=list(devices), donate_argnums=(0,))
@@ -247,6 +321,13 @@ def abstract_arguments(arm: Arm, num_devices: int, num_local_devices: int | None
     else:
         data = arm.task.data()
     state = jax.eval_shape(lambda d: initial_state(arm, seed, num_devices, d), data)
+
+    def part(x, axis):
+        shape = [size // num_devices if i == axis else size for i, size in enumerate(x.shape)]
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    axes = state_axes(arm, state, num_devices)
+    state = jax.tree.map(part, state.replace(carry=None), axes.replace(carry=None)).replace(carry=state.carry)
     inputs = Inputs(jax.eval_shape(lambda: step_keys(seed)), None if rows is not None else data, rows)
     arguments = (state, jax.ShapeDtypeStruct((), jnp.int32), inputs)
     return jax.tree.map(

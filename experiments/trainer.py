@@ -31,6 +31,7 @@ from experiments.steps import (
     compile_step,
     initial_state,
     keys,
+    state_axes,
     step_keys,
 )
 from zoo.tasks import HostTask
@@ -112,11 +113,14 @@ class _Run:
     def train(self, resume: bool) -> Trained:
         self.began = time.monotonic()
         make = jax.jit(lambda d: initial_state(self.arm, self.session.seed, len(self.session.devices), d))
+        self.axes = state_axes(self.arm, jax.eval_shape(make, self.data), len(self.session.devices))
         state, self.step = self._restore(make) if resume else (None, 0)
         if state is None:
             self.session.log.forget(self.name, -1)
             state = jax.tree.map(np.asarray, make(self.data))
-            state = self._replicate(state)
+            carry = self._replicate(state.carry)  # one device's rows, the same at the start
+            rest = jax.tree.map(self._place, state.replace(carry=None), self.axes.replace(carry=None))
+            state = rest.replace(carry=carry)
         self.logged, self.logged_at = self.step, time.monotonic()
         paths = jax.tree_util.tree_leaves_with_path(state.params)
         self.leaf_paths = [parameter_path(path) for path, _ in paths]
@@ -220,8 +224,7 @@ class _Run:
         self.session.log.write(self.name, row)
 
     def _save(self, state: TrainState) -> None:
-        host = jax.tree.map(lambda x: np.asarray(x)[0], jax.tree.map(_shard, state.replace(carry=None)))
-        host = host.replace(carry=self._gather(state.carry))
+        host = jax.tree.map(self._gather, state, self.axes)
         if jax.process_index() == 0:
             self.checkpoints.save(self.step, host, {"seconds": self._seconds()})
         self.logged_at = time.monotonic()
@@ -238,31 +241,26 @@ class _Run:
         self.history = self.session.log.rows(self.name, step)
         self.seconds_before = float(extra.get("seconds", 0.0))
         self.session.say(f"{self.name}: resumed at step {step}")
-        state = self._replicate(host.replace(carry=None))
-        if host.carry is not None:
-            state = state.replace(carry=self._scatter(host.carry))
-        return state, step
+        return jax.tree.map(self._place, host, self.axes), step
 
-    def _gather(self, carry: Any) -> Any:
-        """The carry of all devices of all hosts, rows in the order of the global batch."""
-        if carry is None:
-            return None
-        local = jax.tree.map(lambda x: np.stack([np.asarray(s.data)[0] for s in x.addressable_shards]), carry)
+    def _gather(self, x: jax.Array, axis: int) -> np.ndarray:
+        """A leaf of the state as checkpoints hold it: put together along ``axis`` over the devices of all hosts."""
+        if axis < 0:
+            return np.asarray(_shard(x))[0]
+        local = np.stack([np.asarray(s.data)[0] for s in x.addressable_shards])
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            local = multihost_utils.process_allgather(local, tiled=True)
-        return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), local)
+            local = np.asarray(multihost_utils.process_allgather(local, tiled=True))
+        return np.concatenate(local, axis=axis)
 
-    def _scatter(self, carry: Any) -> Any:
-        """This host's part of a gathered carry, on its devices."""
+    def _place(self, x: Any, axis: int) -> jax.Array:
+        """A leaf of a checkpoint on the local devices, whole on each or split along ``axis``."""
+        if axis < 0:
+            return self._replicate(x)
         first = jax.process_index() * len(self.local)
-
-        def part(x):
-            x = x.reshape(len(self.session.devices), -1, *x.shape[1:])
-            return jax.device_put(x[first : first + len(self.local)], self.sharding)
-
-        return jax.tree.map(part, carry)
+        parts = np.split(np.asarray(x), len(self.session.devices), axis)[first : first + len(self.local)]
+        return jax.device_put(np.stack(parts), self.sharding)
 
     def _replicate(self, tree: Any) -> Any:
         """One copy on every local device, with a leading device axis."""

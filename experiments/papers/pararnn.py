@@ -179,7 +179,7 @@ class LanguageModelling:
     z_loss: float = 1e-4
     training: Training = Training(
         steps=55_000, batch_size=256, learning_rate=3e-3, schedule="cosine", warmup=5_500, b2=0.95, weight_decay=1e-4,
-        steps_per_call=10, evaluate_every=1_000, checkpoint_every=1_000,
+        steps_per_call=10, evaluate_every=1_000, checkpoint_every=1_000, shard_optimizer=True,
     )  # fmt: skip
     transformer_rate: float = 2e-3
     validation_rows: int = 64

@@ -131,6 +131,7 @@ def test_a_crash_is_not_dressed_up(tmp_path, monkeypatch):
 @pytest.mark.parametrize("source", ["host", "device"])
 def test_carry_host_data_and_averages_survive_a_resume_to_the_bit(tmp_path, source):
     overrides = {"carry": True, "source": source, "arms": 1, "training.ema": 0.9, "training.steps": 30}
+    overrides["training.shard_optimizer"] = source == "host"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole, overrides=overrides)
     run(parts, overrides=overrides)

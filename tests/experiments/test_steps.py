@@ -17,9 +17,10 @@ from experiments.steps import (
     compile_step,
     initial_state,
     keys,
+    state_axes,
     step_keys,
 )
-from tests.experiments.toy import Config, arm
+from tests.experiments.toy import Config, Model, arm
 from zoo.tasks import HostTask
 
 TRAINING = Training(steps=5, batch_size=8, steps_per_call=5, learning_rate=1e-2, ema=0.99)
@@ -46,7 +47,10 @@ def trained(config: Config, num_devices: int, count: int = 5, seed: int = 0):
     state = jax.jit(lambda d: initial_state(a, seed, n, d))(first)
     replicate = functools.partial(jax.tree.map, lambda x: np.stack([np.asarray(x)] * n))
     inputs = Inputs(*replicate((step_keys(seed), data)), rows)
-    return jax.tree.map(np.asarray, _CALLS[key](replicate(state), replicate(np.int32(count)), inputs))
+    axes = state_axes(a, state, n).opt_state
+    parts = jax.tree.map(lambda x, axis: np.stack([x] * n if axis < 0 else np.split(x, n, axis)), state.opt_state, axes)
+    state = replicate(state).replace(opt_state=parts)
+    return jax.tree.map(np.asarray, _CALLS[key](state, replicate(np.int32(count)), inputs))
 
 
 def plain_loop(config: Config, steps: int, seed: int = 0):
@@ -91,6 +95,30 @@ def test_four_devices_equal_one(source):
     for device in range(4):
         close(four.params, jax.tree.map(lambda x: x[0], one.params), device)
     assert summary.metrics["loss"].shape == (4,) and len(set(summary.metrics["loss"])) == 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": "lion", "weight_decay": 0.1, "slow": ("out",), "clip_value": 0.05}]
+)
+def test_devices_that_share_the_optimizers_state_take_the_same_steps(changes):
+    training = dataclasses.replace(TRAINING, clip_norm=0.1, **changes)  # far below the gradients' norm
+    config = Config(training=training, model=Model(width=6))
+    shared = dataclasses.replace(config, training=dataclasses.replace(training, shard_optimizer=True))
+    want, want_summary = trained(config, 4)
+    got, summary = trained(shared, 4)
+    close(got.params, jax.tree.map(lambda x: x[0], want.params), 3)
+    close(summary.metrics, jax.tree.map(lambda x: x[0], want_summary.metrics))
+    axes = state_axes(arm(shared), jax.eval_shape(lambda: initial_state(arm(shared), 0, 4, arm(shared).task.data())), 4)
+    # the first axis of the hidden kernel [4, 6] is split; neither the vector [6] nor the scalar can be
+    assert sorted(set(jax.tree.leaves(axes.opt_state))) == [-1, 0] and set(jax.tree.leaves(axes.params)) == {-1}
+
+    def whole(parts, axis):
+        return parts[2] if axis < 0 else np.concatenate(parts, axis)
+
+    close(jax.tree.map(lambda p, a: whole(p, a)[None], got.opt_state, axes.opt_state),
+          jax.tree.map(lambda x: x[0], want.opt_state))  # fmt: skip
+    state, *_ = abstract_arguments(arm(shared), 4)
+    jax.tree.map(lambda x, s: np.testing.assert_array_equal(x.shape, s.shape), got, state)
 
 
 def test_micro_batches_equal_one_batch():

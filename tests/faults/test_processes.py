@@ -16,7 +16,8 @@ from tests.faults.conftest import arrays, assert_same_to_the_bit
 ROOT = pathlib.Path(__file__).parents[2]
 ARGV = [
     "--experiment=toy", "--preset=smoke", "--set=training.steps=200", "--set=training.steps_per_call=5",
-    "--set=training.checkpoint_every=10", "--set=carry=true", "--set=training.ema=0.9", "--set=source=host",
+    "--set=training.checkpoint_every=10", "--set=training.shard_optimizer=true", "--set=carry=true",
+    "--set=training.ema=0.9", "--set=source=host",
 ]  # fmt: skip
 
 

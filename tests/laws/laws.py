@@ -26,10 +26,13 @@ EPS32 = float(np.finfo(np.float32).eps)
 
 
 class Subject:
-    """A mixer under test: ``module``, float32 ``params``, an input ``x`` [BATCH, TIME, DIM], shared jitted calls."""
+    """A mixer under test: ``module``, float32 ``params``, an input ``x`` [BATCH, TIME, DIM], shared jitted calls.
 
-    def __init__(self, module: Any, oracle: Callable | None = None):
-        self.module, self.oracle = module, oracle
+    ``cut`` is where the laws cut in two; half of TIME has one length less to compile.
+    """
+
+    def __init__(self, module: Any, oracle: Callable | None = None, cut: int = CUT):
+        self.module, self.oracle, self.cut = module, oracle, cut
         keys = jax.random.split(jax.random.key(7), 3)
         self.x = jax.random.normal(keys[0], (BATCH, TIME, DIM))
         self.weights = jax.random.normal(keys[1], (BATCH, TIME, DIM))
@@ -111,7 +114,7 @@ def law_cut(s: Subject) -> None:
     y, state = s.whole
     default = jax.jit(s.module.apply)(s.params, s.x)
     close(default, (y, state), "state=None is not the initial state")
-    for sizes in ([CUT, TIME - CUT], [1] * TIME):
+    for sizes in ([s.cut, TIME - s.cut], [1] * TIME):
         y_cut, state_cut = s.pieces(sizes)
         close(y_cut, y, f"y in pieces of {sizes}")
         close(state_cut, state, f"state after pieces of {sizes}")
@@ -125,13 +128,13 @@ def law_cut(s: Subject) -> None:
         return total
 
     grad = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
-    close(grad(s.params, s.x, (CUT, TIME - CUT)), grad(s.params, s.x, (TIME,)), "gradients across a cut")
+    close(grad(s.params, s.x, (s.cut, TIME - s.cut)), grad(s.params, s.x, (TIME,)), "gradients across a cut")
 
 
 def law_one_cut(s: Subject) -> None:
     """The short form of the cut law: one split in two, values and states."""
     if s.causal:
-        close(s.pieces([CUT, TIME - CUT]), s.whole, f"cut at {CUT}")
+        close(s.pieces([s.cut, TIME - s.cut]), s.whole, f"cut at {s.cut}")
 
 
 def law_every_cut(s: Subject) -> None:
@@ -157,18 +160,18 @@ def law_causality(s: Subject) -> None:
 
 def law_reset(s: Subject) -> None:
     """A packed row equals its documents run alone, and a reset cuts off the state handed in."""
-    reset = s.no_reset.at[:, CUT].set(True)
+    reset = s.no_reset.at[:, s.cut].set(True)
     y, state = s.call(s.params, s.x, s.initial, reset)
-    first, _ = s.call(s.params, s.x[:, :CUT], s.initial, s.no_reset[:, :CUT])
-    second, last = s.call(s.params, s.x[:, CUT:], s.initial, s.no_reset[:, CUT:])
+    first, _ = s.call(s.params, s.x[:, : s.cut], s.initial, s.no_reset[:, : s.cut])
+    second, last = s.call(s.params, s.x[:, s.cut :], s.initial, s.no_reset[:, s.cut :])
     close(y, jnp.concatenate([first, second], axis=1), "packed documents")
     assert not np.allclose(y, s.whole[0], atol=1e-6), "a reset changes nothing"
     if not s.causal:
         return
     # What the state means is in what it does next: states of rolling buffers may differ where nothing can be seen.
-    more = s.x[:, :CUT]
-    after = s.call(s.params, more, state, s.no_reset[:, :CUT])[0]
-    close(after, s.call(s.params, more, last, s.no_reset[:, :CUT])[0], "continuation after packed documents")
+    more = s.x[:, : s.cut]
+    after = s.call(s.params, more, state, s.no_reset[:, : s.cut])[0]
+    close(after, s.call(s.params, more, last, s.no_reset[:, : s.cut])[0], "continuation after packed documents")
     alone = s.call(s.params, s.x, s.initial, s.no_reset)[0]
     cut_off = s.call(s.params, s.x, s.whole[1], s.no_reset.at[:, 0].set(True))[0]
     close(cut_off, alone, "a reset at the first token lets the old state through")

@@ -5,7 +5,7 @@ import functools
 import pytest
 
 import zoo
-from tests.laws.laws import LAWS, Subject, law_every_cut, law_one_cut, oracle_of, subjects
+from tests.laws.laws import CUT, LAWS, TIME, Subject, law_every_cut, law_one_cut, oracle_of, subjects
 
 SUBJECTS = subjects()
 
@@ -13,7 +13,8 @@ SUBJECTS = subjects()
 @functools.lru_cache(maxsize=2)
 def subject(label: str) -> Subject:
     name, options = SUBJECTS[label]
-    return Subject(zoo.create(name, **options), lambda *a: oracle_of(name)(*a))
+    cut = CUT if FIRST[name] == label else TIME // 2
+    return Subject(zoo.create(name, **options), lambda *a: oracle_of(name)(*a), cut)
 
 
 # How a mixer composes and scales does not hang on its options: beyond a mixer's first variant this is for `make test-all`,

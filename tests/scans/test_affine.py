@@ -106,7 +106,7 @@ X = jnp.ones((2, 3, 4))
         ((jnp.eye(4), X[0]), {}, ValueError, r"inputs must have shape \[batch, time, ..., N\], got \[3, 4\]"),
         ((jnp.eye(4), X[:, :0]), {}, ValueError, "T = 0"),
         ((jnp.eye(4), X, X), {}, ValueError, r"initial must have shape \[2, 4\]"),
-        ((jnp.eye(4), X), {"method": "pallas"}, ValueError, "method='pallas' is not one of auto, sequential"),
+        ((jnp.eye(4), X), {"method": "pallas"}, ValueError, "method='pallas' is for real 2 x 2 matrices"),
     ],
 )
 def test_errors_say_what_was_wrong(as_users_see_it, arguments, options, error, message):
