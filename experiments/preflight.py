@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import time
@@ -42,7 +43,8 @@ class Report:
       arm, target: their names.
       devices: number of devices the batch is spread over.
       parameters: number of parameters.
-      memory: bytes on each device: arguments, outputs and temporaries, less what is donated.
+      memory: bytes on each device: arguments, outputs and temporaries, less what is donated; where the compiler gave up for
+        want of memory, the temporaries that it asked for.
       limit: bytes that a device has; None for the CPU.
       step_flops: floating-point operations of one optimiser step on one device.
       step_bytes: memory traffic of one call's program on one device with loop bodies counted once, as XLA tells it;
@@ -86,13 +88,17 @@ def preflight(name: str, arm: Arm, target: Target) -> Report:
     arguments = abstract_arguments(arm, len(devices))
     start = time.perf_counter()
     with compiling_for(target.platform):
-        compiled = compile_step(arm, devices).lower(*arguments).compile()
+        lowered = compile_step(arm, devices).lower(*arguments)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        memory, cost = _memory_asked_for(error), {}
+    else:
+        plan, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+        memory = (
+            plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
+        )
     seconds = time.perf_counter() - start
-    plan = compiled.memory_analysis()
-    memory = (
-        plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
-    )
-    cost = compiled.cost_analysis() or {}
 
     # One lane stands for a device; it has no others to share the optimiser's state with.
     alone = dataclasses.replace(arm, training=dataclasses.replace(arm.training, shard_optimizer=False))
@@ -109,6 +115,14 @@ def preflight(name: str, arm: Arm, target: Target) -> Report:
         name, target.text, len(devices), count_parameters(arguments[0].params) // len(devices), memory,
         chip and chip.memory, operations, cost.get("bytes accessed"), floor, seconds,
     )  # fmt: skip
+
+
+def _memory_asked_for(error: Exception) -> int:
+    """Bytes that a compiler which ran out of a device's memory says it needed; any other error is raised again."""
+    found = re.search(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\) exceeds", str(error), re.DOTALL)
+    if found is None:
+        raise error
+    return int(float(found.group(1)) * 1024 ** " KMG".index(found.group(2)))
 
 
 def line(report: Report) -> str:

@@ -17,6 +17,7 @@ the language model on a file of tokens, in sizes 400m, 1b, 3b and 7b.
 import abc
 import dataclasses
 import itertools
+import math
 import pathlib
 import time
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ MIXERS = {
     "gru": {"name": "gru"},
     "lstm": {"name": "lstm"},
     "transformer": {"name": "attention", "heads": 2},
+    "mamba2": {"name": "mamba2", "state_dim": 16, "head_dim": 8},
 }
 
 
@@ -141,7 +143,7 @@ class HopTask(Synthetic):
 # Width and layers of the scaling suite of Li et al. 2024, DataComp-LM, on which the paper's models are modelled; with the
 # embeddings untied they come to 405 M, 1.41 B, 2.75 B and 6.75 B parameters.
 SIZES = {"400m": (1024, 24), "1b": (2048, 24), "3b": (2560, 32), "7b": (4096, 32)}
-LM_MIXERS = ("paragru", "paralstm", "linear", "transformer")
+LM_MIXERS = ("paragru", "paralstm", "linear", "transformer", "mamba2")
 NEOX_VOCABULARY = 50_304  # 50,277 tokens, rounded up to a multiple of 128
 
 
@@ -152,7 +154,7 @@ class LanguageModelling:
     Attributes:
       path: see ``zoo.tasks.token_file``.
       size: key of ``SIZES``.
-      mixers: arms, of ``LM_MIXERS``; the Mamba-2 baseline of the paper is not in the zoo yet.
+      mixers: arms, of ``LM_MIXERS``.
       time: tokens per window.
       vocab_size: rows of the embedding.
       iterations: Newton iterations, as many as the paper takes.
@@ -169,7 +171,7 @@ class LanguageModelling:
 
     path: str = ""
     size: str = "1b"
-    mixers: tuple[str, ...] = ("paragru", "paralstm", "transformer")
+    mixers: tuple[str, ...] = ("paragru", "paralstm", "transformer", "mamba2")
     time: int = 2048
     vocab_size: int = NEOX_VOCABULARY
     iterations: int = 3
@@ -194,7 +196,10 @@ class LanguageModelling:
             check_choice("mixers", mixer, LM_MIXERS)
 
     def model(self, mixer: str) -> Any:
-        """The model of one arm: blocks as in ``zoo.mixers.gated_recurrence``, or a plain Transformer."""
+        """The model of one arm: blocks as in ``zoo.mixers.gated_recurrence``, a plain Transformer or a plain Mamba-2.
+
+        Mamba-2's blocks have no MLP and are twice as many, which comes to the same number of parameters.
+        """
         dim, depth = SIZES[self.size]
         dim, depth = self.dim or dim, self.depth or depth
         shared = {
@@ -204,6 +209,9 @@ class LanguageModelling:
         if mixer == "transformer":
             spec = {"name": "attention", "heads": max(1, dim // 128), "window": self.time}
             return zoo.LanguageModel(pattern=(spec,), **shared)
+        if mixer == "mamba2":
+            spec = {"name": "mamba2", "head_dim": math.gcd(64, 2 * dim)}
+            return zoo.LanguageModel(pattern=(spec,), **{**shared, "depth": 2 * depth, "mlp": "none"})
         cell = {"name": "gilr", "heads": 4}
         if mixer != "linear":
             cell = {

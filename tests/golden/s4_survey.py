@@ -1,19 +1,27 @@
-"""Golden data of the survey on structured state space models: the cores of S5, LRU and Liquid-S4."""
+"""Golden data of the survey on structured state space models: S5, LRU, Liquid-S4, Mamba and Mamba-2."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.layers import cross_entropy, rms_norm
 from zoo.mixers.liquid_s4 import LiquidS4State, liquid_scan, liquid_second_order
 from zoo.mixers.lru import LRUState, lru
+from zoo.mixers.mamba import MambaState, mamba
+from zoo.mixers.mamba2 import Mamba2State, mamba2
 from zoo.mixers.s5 import S5State, s5, s5_bidirectional
+from zoo.scans import linear_attention, selective_scan
 
 
 def check(case: Any) -> Iterator[tuple[str, Any]]:
     """Yields every output of ``case``; ValueError for the systems of this survey that the zoo does not have yet."""
-    systems = {"s5_core": s5_core, "lru_liquid": lru_liquid}
+    systems = {
+        "s5_core": s5_core, "lru_liquid": lru_liquid, "ssd_core": ssd_core, "selective_scan_core": selective_scan_core,
+        "hf_mamba2": language_model, "hf_mamba": language_model,
+    }  # fmt: skip
     prefix = next((name for name in systems if case.name.startswith(name)), None)
     if prefix is None:
         raise ValueError(f"{case.name} is not built yet (built: {', '.join(systems)})")
@@ -63,3 +71,108 @@ def lru_liquid(case: Any) -> Iterator[tuple[str, Any]]:
     yield "outputs/liquid_kb2_y", run("kb", 2)
     yield "outputs/liquid_pb2_y", run("pb", 2)
     yield "outputs/liquid_order2_all_pairs_y", liquid_second_order(*system, channel)[0, :, 0]
+
+
+def ssd_core(case: Any) -> Iterator[tuple[str, Any]]:
+    arrays = {name: jnp.asarray(value) for name, value in {**case.params, **case.inputs}.items()}
+
+    def run(p):
+        delta = jax.nn.softplus(p["dt_raw"] + p["dt_bias"])
+        initial = jnp.swapaxes(p["h0"], -1, -2)
+        y, last = linear_attention(
+            p["C"],
+            p["B"],
+            delta[..., None] * p["x"],
+            -jnp.exp(p["A_log"]) * delta,
+            initial,
+            method="chunked",
+            chunk_size=4,
+        )
+        y = y + p["D"][:, None] * p["x"]
+        return jnp.sum(p["loss_weight"] * y), (y, jnp.swapaxes(last, -1, -2))
+
+    (loss, (y, last)), grads = jax.value_and_grad(run, has_aux=True)(arrays)
+    yield from {"outputs/y": y, "outputs/h_final": last, "outputs/loss": loss}.items()
+    yield from ((f"grads/{name}", grads[name]) for name in case.grads)
+
+
+def selective_scan_core(case: Any) -> Iterator[tuple[str, Any]]:
+    arrays = {name: jnp.asarray(value) for name, value in {**case.params, **case.inputs}.items()}
+
+    def run(p):
+        delta = jax.nn.softplus(p["dt_raw"] + p["dt_bias"])
+        y, last = selective_scan(
+            p["x"], delta, -jnp.exp(p["A_log"]), p["B"], p["C"], p["D"], p["h0"], method="chunked", chunk_size=4
+        )
+        gated = y * jax.nn.silu(p["z"])
+        return jnp.sum(p["loss_weight"] * gated), (gated, y, last)
+
+    (loss, (gated, y, last)), grads = jax.value_and_grad(run, has_aux=True)(arrays)
+    yield from {"outputs/y": gated, "outputs/y_before_gate": y, "outputs/h_final": last, "outputs/loss": loss}.items()
+    yield from ((f"grads/{name}", grads[name]) for name in case.grads)
+
+
+def language_model(case: Any) -> Iterator[tuple[str, Any]]:
+    """Mamba's and Mamba-2's language models from the weights of the public layout, whole and token by token.
+
+    hidden_i is what layer i puts out, and the last one that after the final norm (the embeddings are not among them).
+    """
+    config, ids = case.config, jnp.asarray(case.inputs["input_ids"])
+    eps, second = config["layer_norm_epsilon"], "head_dim" in config
+    depth, inner = config["num_hidden_layers"], config["expand"] * config["hidden_size"]
+
+    def mixer(p):
+        names = {
+            "dt_bias": "dt_bias" if second else "dt_proj.bias", "A_log": "A_log", "skip": "D", "bias": "conv1d.bias",
+            **({"scale": "norm.weight"} if second else {}),
+        }  # fmt: skip
+        maps = {"input": "in_proj", "output": "out_proj", **({} if second else {"project": "x_proj", "dt": "dt_proj"})}
+        return {
+            **{ours: p[theirs] for ours, theirs in names.items()},
+            **{ours: p[f"{theirs}.weight"].T for ours, theirs in maps.items()},
+            "kernel": p["conv1d.weight"][:, 0].T,
+        }
+
+    def start():
+        taps, size, age = config["conv_kernel"] - 1, config["state_size"], jnp.zeros(len(ids), jnp.int32)
+        if not second:
+            return MambaState(jnp.zeros((len(ids), inner, size)), jnp.zeros((len(ids), taps, inner)), age)
+        channels = inner + 2 * config["n_groups"] * size
+        hidden = jnp.zeros((len(ids), config["num_heads"], size, config["head_dim"]))
+        return Mamba2State(hidden, jnp.zeros((len(ids), taps, channels)), age)
+
+    def run(params, ids, states):
+        h = params["backbone.embeddings.weight"][ids]
+        hidden, after = [], []
+        for i, state in enumerate(states):
+            prefix = f"backbone.layers.{i}."
+            p = {
+                name.removeprefix(f"{prefix}mixer."): value for name, value in params.items() if name.startswith(prefix)
+            }
+            x = rms_norm(h, params[f"{prefix}norm.weight"], eps)
+            y, state = (
+                mamba2(mixer(p), x, state, groups=config["n_groups"], norm_eps=eps)
+                if second
+                else mamba(mixer(p), x, state)
+            )
+            h = h + y
+            hidden.append(h)
+            after.append(state)
+        hidden.append(rms_norm(h, params["backbone.norm_f.weight"], eps))
+        return hidden[-1] @ params["backbone.embeddings.weight"].T, hidden, after
+
+    def loss(params):
+        logits, hidden, _ = run(params, ids, [start()] * depth)
+        return cross_entropy(logits[:, :-1], ids[:, 1:]), (logits, hidden)
+
+    params = {name: jnp.asarray(value, jnp.float64) for name, value in case.params.items()}
+    (value, (logits, hidden)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    states, steps = [start()] * depth, []
+    for t in range(ids.shape[1]):
+        step, _, states = run(params, ids[:, t : t + 1], states)
+        steps.append(step)
+    if not np.allclose(jnp.concatenate(steps, axis=1), logits, rtol=1e-9, atol=1e-11):
+        raise ValueError("token by token is not the whole")
+    yield from {"outputs/logits": logits, "outputs/loss": value}.items()
+    yield from ((f"outputs/hidden_{i}", h) for i, h in enumerate(hidden))
+    yield from ((f"grads/{name}", grads[name]) for name in case.grads)

@@ -21,9 +21,24 @@ def test_sizes_of_the_paper(size, billions):
     assert count / 1e9 == pytest.approx(billions, rel=0.01)
 
 
+def test_mamba2_has_the_parameters_of_the_others():
+    def count(mixer):
+        shapes = jax.eval_shape(PAPER.lm.model(mixer).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    assert count("mamba2") == pytest.approx(count("paragru"), rel=0.05)
+
+
 def test_a_language_model_arm_reads_the_stand_in(tmp_path):
     small = dataclasses.replace(
-        PAPER.lm, dim=8, depth=1, vocab_size=300, time=8, held_out=40, validation_rows=2, mixers=("paralstm", "linear")
+        PAPER.lm,
+        dim=8,
+        depth=1,
+        vocab_size=300,
+        time=8,
+        held_out=40,
+        validation_rows=2,
+        mixers=("paralstm", "linear", "mamba2"),
     )
     config = stand_in(dataclasses.replace(PAPER, lm=small), tmp_path)
     batch = None

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from experiments.experiment import experiments, get
-from experiments.preflight import line, preflight, run
+from experiments.preflight import _memory_asked_for, line, preflight, run
 from experiments.steps import abstract_arguments
 from experiments.targets import MissingPackage, parse_target
 
@@ -105,6 +105,16 @@ def test_real_ahead_of_time_compilation(target):
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, check=False)
     assert out.returncode == 0, out.stderr[-2000:]
     assert out.stdout.startswith("fits")
+
+
+def test_a_compiler_that_runs_out_of_memory_says_how_much_it_wanted():
+    text = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (114.58G) exceeds available HBM (95.73G)."
+    )
+    assert _memory_asked_for(RuntimeError(text)) == int(114.58 * 2**30)
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        _memory_asked_for(RuntimeError("INTERNAL: something else (3.0G) exceeds"))
 
 
 def test_run_prints_a_line_for_every_arm(capsys):

@@ -28,6 +28,8 @@ from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
 from zoo.mixers.lru import LRU, LRUState, lru
 from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
+from zoo.mixers.mamba import Mamba, MambaState, mamba
+from zoo.mixers.mamba2 import Mamba2, Mamba2State, mamba2
 from zoo.mixers.ntm import (
     NTM,
     Addresses,
@@ -83,6 +85,10 @@ __all__ = [
     "LSTMState",
     "LiquidS4",
     "LiquidS4State",
+    "Mamba",
+    "Mamba2",
+    "Mamba2State",
+    "MambaState",
     "NTMState",
     "ParaGRU",
     "ParaGRUState",
@@ -114,6 +120,8 @@ __all__ = [
     "lru",
     "lstm",
     "lstm_states",
+    "mamba",
+    "mamba2",
     "ntm",
     "paragru",
     "paralstm",

@@ -1,0 +1,87 @@
+"""What is special about Mamba and Mamba-2: forms of the scan, initial values, extreme gates, wrong options."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from zoo.layers.step_sizes import step_size_bias
+from zoo.mixers.mamba import mamba
+from zoo.mixers.mamba2 import mamba2
+
+SMALL = {"mamba": {"state_dim": 4}, "mamba2": {"state_dim": 4, "head_dim": 4, "groups": 2}}
+FUNCTIONS = {"mamba": mamba, "mamba2": functools.partial(mamba2, groups=2)}
+
+
+@functools.lru_cache
+def made(name, dim=8):
+    module = zoo.create(name, dim=dim, **SMALL[name])
+    x = jax.random.normal(jax.random.key(1), (2, 13, dim))
+    return module, jax.jit(module.init)(jax.random.key(0), x)["params"], x
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("method", ["chunked", "pallas"])
+def test_every_form_of_the_scan_gives_the_same_layer(name, method):
+    module, params, x = made(name)
+    state = module.initial_state(2)
+    reset = jnp.zeros((2, 13), bool).at[0, 4].set(True)
+    want, last = FUNCTIONS[name](params, x, state, reset=reset, method="sequential")
+    got, after = FUNCTIONS[name](params, x, state, reset=reset, method=method)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(after.hidden, last.hidden, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("shift", [-60.0, 60.0])
+def test_extreme_step_sizes_give_finite_values_and_gradients(name, shift):
+    """Steps of softplus(-60) = 1e-26 write nothing and softplus(60) = 60 forget everything: decays of 1 and of 0."""
+    module, params, x = made(name)
+    params = {**params, "dt_bias": params["dt_bias"] + shift}
+    state = module.initial_state(2)
+    value, grads = jax.value_and_grad(lambda p: jnp.sum(FUNCTIONS[name](p, x, state)[0] ** 2))(params)
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    _, last = FUNCTIONS[name](params, x, state)
+    assert (np.max(np.abs(last.hidden)) < 1e-20) == (shift < 0)
+
+
+def test_initial_values_are_those_of_the_papers():
+    steps = jax.nn.softplus(step_size_bias(0.001, 0.1)(jax.random.key(0), (4000,)))
+    assert 0.00099 <= steps.min() < 0.00105 and 0.095 < steps.max() <= 0.1001
+    np.testing.assert_allclose(np.mean(np.log(steps)), np.log(0.01), atol=0.06)  # log-uniform: sd 1.33 / sqrt(4000)
+    assert np.all(jax.nn.softplus(step_size_bias(1e-6, 1e-5, 1e-4)(jax.random.key(0), (5,))) >= 0.99e-4)
+    _, params, _ = made("mamba")
+    np.testing.assert_allclose(np.exp(params["A_log"]), np.tile(np.arange(1, 5), (16, 1)), rtol=1e-6)
+    wide = zoo.create("mamba2", dim=256, head_dim=1).init(jax.random.key(0), jnp.zeros((1, 2, 256)))["params"]
+    a = np.exp(wide["A_log"])
+    assert 1 <= a.min() < 1.2 and 15.8 < a.max() <= 16
+
+
+def test_step_sizes_stay_between_their_limits():
+    module, params, x = made("mamba2")
+    state = module.initial_state(2)
+    fixed, _ = mamba2(params, x, state, groups=2, dt_limits=(0.02, 0.02))
+    other = {**params, "dt_bias": params["dt_bias"] + 3.0}
+    np.testing.assert_array_equal(fixed, mamba2(other, x, state, groups=2, dt_limits=(0.02, 0.02))[0])
+    assert not np.allclose(fixed, mamba2(other, x, state, groups=2)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("mamba", {"state_dim": 0}, "state_dim"),
+        ("mamba", {"dt_rank": 0}, "dt_rank"),
+        ("mamba", {"dt_min": 0.2}, "0 < dt_min <= dt_max"),
+        ("mamba2", {"head_dim": 3}, "expand [*] dim=16 is not divisible by head_dim=3"),
+        ("mamba2", {"head_dim": 4, "groups": 3}, "not divisible by groups=3"),
+        ("mamba2", {"head_dim": 4, "dt_limits": (0.5, 0.1)}, "dt_limits must be two numbers"),
+        ("mamba2", {"head_dim": 4, "a_range": (0.0, 1.0)}, "a_range must be two numbers"),
+    ],
+)
+def test_wrong_options_say_what_would_be_right(name, options, words, as_users_see_it):
+    with pytest.raises(ValueError, match=words):
+        zoo.create(name, dim=8, **options).init(jax.random.key(0), jnp.zeros((1, 4, 8)))
