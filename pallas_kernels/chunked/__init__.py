@@ -111,7 +111,9 @@ def _check(q, k, v, log_decay, initial):
         raise ValueError(f"initial must have shape {[batch, heads, keys, values]}, got {list(initial.shape)}")
 
 
-def _attend(options, reads, writes, content, log_decay, states, *, side, reverse, dtype, match=None, outputs=True):
+def _attend(
+    options, reads, writes, content, log_decay, states, *, side, reverse, dtype, match=None, outputs=True, total=False
+):
     """One pass of a kernel from the states [B, H, segments, V, K] at which the segments start."""
     platform, interpret = options
     channels = log_decay is not None and log_decay.ndim == 4
@@ -121,7 +123,7 @@ def _attend(options, reads, writes, content, log_decay, states, *, side, reverse
     )  # fmt: skip
     return _KERNELS[platform].attend(
         reads, writes, content, log_decay, match, states, plan, side=side, reverse=reverse, outputs=outputs,
-        dtype=jnp.dtype(dtype), interpret=interpret,
+        total=total, dtype=jnp.dtype(dtype), interpret=interpret,
     )  # fmt: skip
 
 
@@ -171,19 +173,21 @@ def _backward(options, kept, cotangents):
     q, k, v, log_decay, starts, last = kept
     y_bar, last_bar = cotangents
     y_bar = y_bar.astype(v.dtype)
-    groups, heads = q.shape[2], v.shape[2]
+    groups = q.shape[2]
     channels = log_decay is not None and log_decay.ndim == 4
-    fine = jnp.float32 if heads > groups or channels else q.dtype  # not rounded where sums over heads or time follow
+    fine = jnp.float32 if channels else q.dtype  # not rounded where sums over time follow
     run = functools.partial(_attend, options, log_decay=log_decay)
     ends = _starts(options, q, y_bar, log_decay, last_bar, True)
     v_bar, _, firsts = run(k, q, y_bar, states=ends, side="reads", reverse=True, dtype=v.dtype)
     per_head = log_decay is not None and not channels
     q_bar, q_sums, _ = run(
-        y_bar, v, k, states=starts, side="content", reverse=False, dtype=fine, match=q if per_head else None
-    )
+        y_bar, v, k, states=starts, side="content", reverse=False, dtype=fine, match=q if per_head else None,
+        total=not channels,
+    )  # fmt: skip
     k_bar, k_sums, _ = run(
-        v, y_bar, q, states=ends, side="content", reverse=True, dtype=fine, match=k if per_head else None
-    )
+        v, y_bar, q, states=ends, side="content", reverse=True, dtype=fine, match=k if per_head else None,
+        total=not channels,
+    )  # fmt: skip
 
     def per_group(array):
         return array.reshape(*array.shape[:2], groups, -1, array.shape[-1])
@@ -197,7 +201,8 @@ def _backward(options, kept, cotangents):
         else:
             change, final = q_sums - k_sums, jnp.sum(final, axis=-1)
         decay_bar = jnp.where(log_decay > NOTHING, _sums_from(change) + final[:, None], 0).astype(log_decay.dtype)
-    q_bar, k_bar = (jnp.sum(per_group(a), axis=3).astype(q.dtype) for a in (q_bar, k_bar))
+    if channels:
+        q_bar, k_bar = (jnp.sum(per_group(a), axis=3).astype(q.dtype) for a in (q_bar, k_bar))
     return q_bar, k_bar, v_bar, decay_bar, firsts[:, :, 0]
 
 

@@ -19,7 +19,9 @@ from pallas_kernels.compat import gpu_params
 _FORMS = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}
 
 
-def attend(reads, writes, content, log_decay, match, states, tiles: Tiles, *, side, reverse, outputs, dtype, interpret):
+def attend(
+    reads, writes, content, log_decay, match, states, tiles: Tiles, *, side, reverse, outputs, total, dtype, interpret
+):
     """Runs the chunks of every segment; see ``chunk.advance`` for the arguments' roles.
 
     Args:
@@ -31,6 +33,7 @@ def attend(reads, writes, content, log_decay, match, states, tiles: Tiles, *, si
       tiles: as made for these sizes.
       side, reverse: as in ``chunk.advance``.
       outputs: False: only the states are wanted.
+      total: y is wanted summed over the heads that share a head of the content, as [B, T, heads of its own, X].
       dtype: of y.
       interpret: run as plain JAX.
 
@@ -100,7 +103,9 @@ def attend(reads, writes, content, log_decay, match, states, tiles: Tiles, *, si
             )
             if outputs:
                 mask = (t + lax.broadcasted_iota(jnp.int32, y.shape, 0) < steps) & inside("x", y.shape, 1)
-                triton.store(ref["y"].at[b, pl.ds(t, tiles.chunk), h, columns("x")], y.astype(dtype), mask=mask)
+                triton.store(
+                    ref["y"].at[b, pl.ds(t, tiles.chunk), h, columns("x")], y.astype(ref["y"].dtype), mask=mask
+                )
             if match is not None:
                 sums = jnp.sum(y * fetch("match", "x", t), axis=1)
                 mask = t + lax.broadcasted_iota(jnp.int32, sums.shape, 0) < steps
@@ -116,7 +121,9 @@ def attend(reads, writes, content, log_decay, match, states, tiles: Tiles, *, si
     shapes = {"end": jax.ShapeDtypeStruct(states.shape, jnp.float32)}
     blocks = -(-size["x"] // tiles.width)
     if outputs:
-        shapes["y"] = jax.ShapeDtypeStruct((batch, steps, heads, size["x"]), dtype)
+        own = content.shape[2] if total else heads
+        # what is summed over heads afterwards is not rounded before
+        shapes["y"] = jax.ShapeDtypeStruct((batch, steps, heads, size["x"]), dtype if own == heads else jnp.float32)
     if match is not None:
         shapes["sums"] = jax.ShapeDtypeStruct((batch, heads, blocks, steps), jnp.float32)
     results = pl.pallas_call(
@@ -129,9 +136,12 @@ def attend(reads, writes, content, log_decay, match, states, tiles: Tiles, *, si
     )(*inputs.values())
     result = dict(zip(shapes, results, strict=True))
     sums = None if match is None else jnp.swapaxes(jnp.sum(result["sums"], axis=2), 1, 2)
-    return result.get("y"), sums, result["end"]
+    y = result.get("y")
+    if outputs and own < heads:
+        y = jnp.sum(y.reshape(batch, steps, own, -1, size["x"]), axis=3).astype(dtype)
+    return y, sums, result["end"]
 
 
-attend = partial(jax.jit, static_argnums=6, static_argnames=("side", "reverse", "outputs", "dtype", "interpret"))(
-    attend
-)
+attend = partial(
+    jax.jit, static_argnums=6, static_argnames=("side", "reverse", "outputs", "total", "dtype", "interpret")
+)(attend)

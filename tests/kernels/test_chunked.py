@@ -64,6 +64,7 @@ def check(got, arguments, digits=2.0**-23):
     values=st.integers(1, 40), decay=st.sampled_from(DECAYS),
 )  # fmt: skip
 @hypothesis.example(steps=1, heads=(1, 3), keys=16, values=40, decay="channel")
+@hypothesis.example(steps=70, heads=(1, 3), keys=16, values=40, decay="head")  # one program sums over the heads
 @hypothesis.settings(max_examples=1, deadline=None, derandomize=True, database=None)
 def test_odd_sizes_equal_the_oracle(platform, steps, heads, keys, values, decay):
     arguments = make(2, steps, *heads, keys, values, decay)
