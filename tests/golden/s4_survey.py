@@ -1,5 +1,6 @@
 """Golden data of the survey on structured state space models: S5, LRU, Liquid-S4, Mamba and Mamba-2."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -161,15 +162,17 @@ def language_model(case: Any) -> Iterator[tuple[str, Any]]:
         hidden.append(rms_norm(h, params["backbone.norm_f.weight"], eps))
         return hidden[-1] @ params["backbone.embeddings.weight"].T, hidden, after
 
-    def loss(params):
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def gradients(params):
         logits, hidden, _ = run(params, ids, [start()] * depth)
         return cross_entropy(logits[:, :-1], ids[:, 1:]), (logits, hidden)
 
     params = {name: jnp.asarray(value, jnp.float64) for name, value in case.params.items()}
-    (value, (logits, hidden)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    states, steps = [start()] * depth, []
+    (value, (logits, hidden)), grads = gradients(params)
+    states, steps, one_token = [start()] * depth, [], jax.jit(run)
     for t in range(ids.shape[1]):
-        step, _, states = run(params, ids[:, t : t + 1], states)
+        step, _, states = one_token(params, ids[:, t : t + 1], states)
         steps.append(step)
     if not np.allclose(jnp.concatenate(steps, axis=1), logits, rtol=1e-9, atol=1e-11):
         raise ValueError("token by token is not the whole")
