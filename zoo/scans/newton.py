@@ -293,7 +293,10 @@ def check_structure(
     error = np.abs(full - declared)
     bound = 64 * np.finfo(full.dtype).eps * max(1.0, np.max(np.abs(full)))
     if not np.all(error <= bound):
-        point, row, column = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
+        error = np.where(np.isnan(error), np.inf, error)
+        outside = np.where(declared == 0, error, 0)  # what lies outside of the structure is the cause, if anything does
+        largest = np.argmax(outside if np.any(outside > bound) else error)
+        point, row, column = np.unravel_index(largest, error.shape)
         kind = jacobian if blocks is None else f"{jacobian} with blocks={blocks}"
         raise ValueError(
             f"step does not have the declared Jacobian structure ({kind}): d state[{row}] / d state[{column}] is "
