@@ -15,6 +15,7 @@ Exit status 1: a kernel gave wrong numbers; 2: no GPU.
 """
 
 import argparse
+import dataclasses
 import datetime
 import importlib
 import json
@@ -66,6 +67,17 @@ def shrunk(arguments: Any, dtype: str | None = None) -> Any:
     return jax.tree.map(shrink, arguments)
 
 
+def at_odd_sizes(case: Case, dtype: str | None = None) -> Case:
+    """``case`` with small odd sizes; ``dtype`` as in ``shrunk``."""
+    if case.odd is None:
+        return dataclasses.replace(case, arguments=shrunk(case.arguments, dtype))
+    arguments = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, dtype if dtype and jnp.dtype(a.dtype).itemsize == 2 else a.dtype),
+        case.odd.arguments,
+    )
+    return dataclasses.replace(case.odd, name=case.name, arguments=arguments)
+
+
 def fill(name: str, arguments: Sequence[Any], seed: int = 0) -> list[Any]:
     """Random values of a sensible range for every argument, in NumPy (complex and float32), cast to its dtype."""
     random = np.random.default_rng(seed)
@@ -98,11 +110,12 @@ def fill(name: str, arguments: Sequence[Any], seed: int = 0) -> list[Any]:
     return [make(i, a) for i, a in enumerate(arguments)]
 
 
-def numerics(name: str, case: Case) -> Iterator[dict]:
+def numerics(name: str, whole: Case) -> Iterator[dict]:
     """A row per storage type: the largest error of any result over that result's largest value."""
-    narrow = any(jnp.dtype(a.dtype).itemsize == 2 for a in jax.tree.leaves(case.arguments))
+    narrow = any(jnp.dtype(a.dtype).itemsize == 2 for a in jax.tree.leaves(whole.arguments))
     for dtype in [None, "float32"] if narrow else [None]:
-        arguments = fill(name, shrunk(case.arguments, dtype))
+        case = at_odd_sizes(whole, dtype)
+        arguments = fill(name, case.arguments)
         storage = min((jnp.dtype(a.dtype) for a in jax.tree.leaves(arguments)), key=lambda d: d.itemsize).name
         function = PUBLIC[name]("backward" in case.name) if name in PUBLIC else case.function(None)
         with jax.default_matmul_precision("highest"):
@@ -255,15 +268,26 @@ def chunked_rivals(case: Case, arguments: Sequence[Any]) -> dict[str, Contender]
 
     backward = len(arguments) == 6
 
-    def plain(q, k, v, g, state):
-        return linear_attention(q, k, v, g, state, method="chunked")
+    def heads(q, k, v, g, state, *y_bar):
+        """The arguments with an axis of heads."""
+        keys, values = state.shape[2:]
+        q, k = (a.reshape(*a.shape[:2], -1, keys) for a in (q, k))
+        v, *y_bar = (a.reshape(*a.shape[:2], -1, values) for a in (v, *y_bar))
+        if g is not None and g.shape[2] > state.shape[1]:
+            g = g.reshape(*g.shape[:2], -1, keys)
+        return q, k, v, g, state, *y_bar
+
+    def plain(*flat):
+        q, k, v, g, state = heads(*flat)
+        y, last = linear_attention(q, k, v, g, state, method="chunked")
+        return y.reshape(*y.shape[:2], -1), last
 
     def both(q, k, v, g, state, y_bar):
         (y, last), pullback = jax.vjp(plain, q, k, v, g, state)
         return y, last, pullback((y_bar, jnp.zeros_like(last)))
 
     rivals = {"linear_attention chunked": jitted(both if backward else plain, arguments)}
-    q, k, v, g = arguments[:4]
+    q, k, v, g, _, *y_bar = heads(*arguments)
     simple = g is None or g.ndim == 3
     name, kernel = ("chunk_simple_gla", _fla("fla.ops.simple_gla", "chunk_simple_gla")) if simple else (
         "chunk_gla", _fla("fla.ops.gla", "chunk_gla"))  # fmt: skip
@@ -273,7 +297,7 @@ def chunked_rivals(case: Case, arguments: Sequence[Any]) -> dict[str, Contender]
         if g is not None:
             values.append(_torch(g))
         rivals[f"fla {name}"] = torch_contender(
-            lambda *a: kernel(*a, scale=1.0)[0], values, _torch(arguments[5]) if backward else None
+            lambda *a: kernel(*a, scale=1.0)[0], values, _torch(y_bar[0]) if backward else None
         )
     return rivals
 
@@ -435,8 +459,8 @@ def torch_contender(function: Callable, values: Sequence[Any], cotangent: Any, m
 
 def timing(name: str, case: Case, dry: bool, limits: dict[str, float]) -> dict:
     """Ours and all rivals on one case."""
-    shapes = shrunk(case.arguments) if dry else case.arguments
-    arguments = fill(name, shapes)
+    case = at_odd_sizes(case) if dry else case
+    arguments = fill(name, case.arguments)
     contenders = {"ours": jitted(case.function(None), arguments)}
     contenders |= RIVALS[name](case, arguments)
     refused = {}

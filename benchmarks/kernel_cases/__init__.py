@@ -20,6 +20,7 @@ class Case:
       minimum_bytes: bytes of device memory that any implementation has to move: each input read once, each output
         written once.
       flops: useful operations.
+      odd: the same at small odd sizes, where its sizes hang together in a way that no one sees who only has the shapes.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Case:
     arguments: tuple[Any, ...]
     minimum_bytes: float
     flops: float
+    odd: "Case | None" = None
 
 
 def all_cases() -> dict[str, list[Case]]:

@@ -54,7 +54,9 @@ def _case(name, batch, steps, groups, heads, keys, values, decay, backward):
     # per step and head: the update of the state and its reading, K V products each; the backward pass does twice as much
     flops = 4.0 * batch * steps * heads * keys * values * (3 if backward else 1)
     text = f"{name} B{batch} T{steps} H{heads} K{keys} V{values} {'forward+backward' if backward else 'forward'}"
-    return Case(text, function, (*inputs, y) if backward else inputs, moved, flops)
+    if name != "odd":
+        odd = _case("odd", 3, 37, *((1, 3) if groups < heads else (3, 3)), 19, 23, decay, backward)
+    return Case(text, function, (*inputs, y) if backward else inputs, moved, flops, None if name == "odd" else odd)
 
 
 def cases() -> list[Case]:
