@@ -13,7 +13,8 @@ Where the numbers come from:
 * on-chip memory: the largest kernel's scoped VMEM (TPU) or shared memory (H100), as the compiled program says.
 * registers, spills: ``ptxas -v`` over the PTX that XLA made, where a ptxas is found.
 * bytes moved: ``moved_bytes``, the traffic of every Pallas call by its grid and block index maps, plus that of the XLA
-  operations around it in the compiled program (``surrounding_bytes``).
+  operations around it in the compiled program (``surrounding_bytes``). An operation that reads or writes a slice counts
+  with the whole array: where XLA loops over time, as around the alternating form of rnn, this is far too much.
 * floor: the larger of minimum bytes at the memory's bandwidth and operations at the matrix peak.
 """
 

@@ -11,8 +11,8 @@ the keys: arms with equal batch sizes see the same examples.
 Layout. The state is replicated: every leaf has a leading axis of local devices, as ``jax.pmap`` wants it. Only
 ``carry`` differs between devices, by rows, and with ``Training.shard_optimizer`` the optimiser's state: what belongs
 to a parameter is split along that parameter's first axis that the number of devices divides, if it has one. Gradients
-are then summed straight into the parts (reduce-scatter), and the updates of the parts gathered. ``state_axes`` says
-which leaf is split where.
+are then summed straight into the parts (reduce-scatter), each device updates its parts of the parameters, and these
+are gathered. ``state_axes`` says which leaf is split where.
 
 A step whose loss or gradient is not finite is not taken: from there on the state is frozen as it was before that step,
 and the summary says which step and which parameter. This costs a select that fuses into the update, and no
