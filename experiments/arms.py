@@ -27,7 +27,8 @@ def supervised(
       model: Flax module; ``forward(params, batch, deterministic=..., rngs=...)`` must call it.
       task: training examples.
       training: see ``Training``.
-      forward: runs the model on a batch.
+      forward: runs the model on a batch. Where the model has norm="batch", it is also called with ``mutable=``, to hand
+        on to ``model.apply``, and then returns (outputs, renewed collections).
       objective: loss and metrics, means over the batch.
       test: task of the final evaluation; None takes ``task`` (fresh examples).
       test_size: examples in the evaluation.
@@ -37,17 +38,24 @@ def supervised(
     def init(key, batch):
         return model.init(key, *model_inputs(batch))
 
+    mutable = ("batch_stats",) if getattr(model, "norm", None) == "batch" else ()
+
     def loss(params, batch, key, step, carry):
-        outputs = forward(params, batch, deterministic=False, rngs={"dropout": key})
+        options = {"deterministic": False, "rngs": {"dropout": key}}
+        outputs, *renewed = (
+            forward(params, batch, **options, mutable=list(mutable))
+            if mutable
+            else (forward(params, batch, **options),)
+        )
         value, metrics = objective(outputs, batch)
-        return value, (metrics, carry)
+        return value, (metrics, carry, *renewed)
 
     def evaluate(params, key, data):
         batch = test.batch(key, test_size, data)
         value, metrics = objective(forward(params, batch, deterministic=True, rngs=None), batch)
         return {"loss": value, **metrics}
 
-    return Arm(init, loss, task, training, evaluate, evaluation_data=test.data(), model=model)
+    return Arm(init, loss, task, training, evaluate, evaluation_data=test.data(), model=model, mutable=mutable)
 
 
 def model_inputs(batch: Batch) -> tuple:
@@ -63,8 +71,8 @@ def classification(
     Metrics: ``loss`` in nats, ``accuracy``.
     """
 
-    def forward(params, batch, deterministic, rngs):
-        return model.apply(params, *model_inputs(batch), deterministic=deterministic, rngs=rngs)
+    def forward(params, batch, **options):
+        return model.apply(params, *model_inputs(batch), **options)
 
     def objective(logits, batch):
         return cross_entropy(logits, batch.targets, batch.mask), {
@@ -82,8 +90,8 @@ def language_modelling(
     Metrics: ``loss`` in nats, ``accuracy``, ``bits`` per token.
     """
 
-    def forward(params, batch, deterministic, rngs):
-        return model.apply(params, batch.inputs, deterministic=deterministic, rngs=rngs)[0]
+    def forward(params, batch, **options):
+        return model.apply(params, batch.inputs, **options)[0]
 
     def objective(logits, batch):
         value = cross_entropy(logits, batch.targets, batch.mask)

@@ -108,7 +108,8 @@ class Arm:
     Attributes:
       init: ``init(key, batch) -> params`` (any pytree; for Flax the whole variables dict).
       loss: ``loss(params, batch, key, step, carry) -> (loss, (metrics, carry))``. ``loss`` is a mean over the batch's
-        rows; ``metrics`` a dict of scalars; ``key`` for dropout; ``step`` int32; ``carry`` as made by ``carry``.
+        rows; ``metrics`` a dict of scalars; ``key`` for dropout; ``step`` int32; ``carry`` as made by ``carry``. With
+        ``mutable`` the last part is ``(metrics, carry, renewed)``, ``renewed`` being these collections of params.
       task: makes the training batches.
       training: how it is trained.
       evaluate: ``evaluate(params, key, data) -> dict of scalars``: final metrics, computed in one compiled call;
@@ -117,6 +118,8 @@ class Arm:
       carry: ``carry(rows) -> pytree``: what ``loss`` carries from one step to the next with leading axis ``rows``
         (truncated backpropagation through time); None for nothing.
       model: the module, for the record (``zoo.describe``), or None.
+      mutable: collections of the variables that ``loss`` itself renews, such as "batch_stats"; they are averaged over
+        the devices, and no optimiser touches them.
     """
 
     init: Callable[[jax.Array, Any], Any]
@@ -127,6 +130,7 @@ class Arm:
     evaluation_data: Any = None
     carry: Callable[[int], Any] | None = None
     model: Any = None
+    mutable: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

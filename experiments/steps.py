@@ -176,27 +176,33 @@ def training_step(arm: Arm, num_devices: int) -> Callable[[TrainState, jax.Array
             row_keys = lax.dynamic_slice_in_dim(row_keys, lax.axis_index(AXIS) * rows_per_device, rows_per_device)
         return arm.task.rows(row_keys, inputs.data)
 
+    def loss_of(*arguments):
+        loss, (metrics, carry, *renewed) = arm.loss(*arguments)
+        return loss, (dict(metrics), carry, dict(renewed[0]) if arm.mutable else {})
+
     def gradients(params, batch, key, step, carry):
-        """Mean over the micro-batches of (loss, metrics, gradients), and the new carry."""
-        differentiate = jax.value_and_grad(arm.loss, has_aux=True)
+        """Mean over the micro-batches of (loss, metrics, renewed collections, gradients), and the new carry."""
+        differentiate = jax.value_and_grad(loss_of, has_aux=True)
         if training.accumulate == 1:
-            (loss, (metrics, carry)), grads = differentiate(params, batch, key, step, carry)
-            return loss, dict(metrics), grads, carry
+            (loss, (metrics, carry, renewed)), grads = differentiate(params, batch, key, step, carry)
+            return loss, metrics, renewed, grads, carry
 
         def split(x):
             return x.reshape(training.accumulate, -1, *x.shape[1:])
 
         def micro(total, xs):
             index, batch, carry = xs
-            (loss, (metrics, carry)), grads = differentiate(params, batch, jax.random.fold_in(key, index), step, carry)
-            return jax.tree.map(jnp.add, total, (loss, dict(metrics), grads)), carry
+            (loss, (metrics, carry, renewed)), grads = differentiate(
+                params, batch, jax.random.fold_in(key, index), step, carry
+            )
+            return jax.tree.map(jnp.add, total, (loss, metrics, renewed, grads)), carry
 
         xs = (jnp.arange(training.accumulate), *jax.tree.map(split, (batch, carry)))
         shapes = jax.eval_shape(
             lambda x: differentiate(params, x[1], key, step, x[2]), jax.tree.map(lambda x: x[0], xs)
         )
-        (loss, (metrics, _)), grads = shapes
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, dict(metrics), grads))
+        (loss, (metrics, _, renewed)), grads = shapes
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, metrics, renewed, grads))
         total, carry = lax.scan(micro, zeros, xs)
         mean = jax.tree.map(lambda x: x / training.accumulate, total)
         return *mean, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry)
@@ -206,7 +212,7 @@ def training_step(arm: Arm, num_devices: int) -> Callable[[TrainState, jax.Array
         key = jax.random.fold_in(jax.random.wrap_key_data(inputs.keys["dropout"]), state.step)
         key = jax.random.fold_in(key, lax.axis_index(AXIS))
         batch = batch_of(state.step, inputs, host_rows)
-        loss, metrics, grads, carry = gradients(state.params, batch, key, state.step, state.carry)
+        loss, metrics, renewed, grads, carry = gradients(state.params, batch, key, state.step, state.carry)
         metrics = {"loss": loss, **metrics}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         metrics = lax.pmean(metrics, AXIS)
@@ -223,6 +229,8 @@ def training_step(arm: Arm, num_devices: int) -> Callable[[TrainState, jax.Array
         own = parts.own(state.params)
         updates, opt_state = transform.update(grads, state.opt_state, own)
         params = parts.whole(optax.apply_updates(own, updates))
+        if arm.mutable:
+            params = {**params, **lax.pmean(renewed, AXIS)}
         ema = state.ema
         if training.ema is not None:
             # early steps average over the steps there are, not over the initial parameters

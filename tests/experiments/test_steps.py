@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+import zoo
+from experiments.arms import classification
 from experiments.experiment import Training
 from experiments.optimizers import optimizer
 from experiments.steps import (
@@ -21,7 +23,7 @@ from experiments.steps import (
     step_keys,
 )
 from tests.experiments.toy import Config, Model, arm
-from zoo.tasks import HostTask
+from zoo.tasks import DelayedRecall, HostTask
 
 TRAINING = Training(steps=5, batch_size=8, steps_per_call=5, learning_rate=1e-2, ema=0.99)
 
@@ -176,3 +178,25 @@ def test_abstract_arguments_are_those_of_the_real_call():
 def test_calls_are_spread_evenly_between_stops(steps, per_call, evaluate, save, wanted):
     training = Training(steps=steps, steps_per_call=per_call, evaluate_every=evaluate, checkpoint_every=save)
     assert call_length(training) == wanted
+
+
+def test_running_statistics_are_renewed_by_the_loss_and_averaged_over_devices_and_micro_batches():
+    """Batch normalisation: its averages follow the batch statistics; no gradient and no weight decay reaches them."""
+    task = DelayedRecall()
+    model = zoo.SequenceClassifier(num_outputs=6, dim=4, vocab_size=task.vocab_size, norm="batch", norm_axis="devices", mlp="none")
+    states = {}
+    for devices, accumulate in ((1, 1), (2, 1), (1, 2)):
+        training = dataclasses.replace(TRAINING, weight_decay=0.1, accumulate=accumulate, learning_rate=0.0)
+        a = classification(model, task, training)
+        call = compile_step(a, jax.devices()[:devices])
+        state = jax.jit(lambda a=a, n=devices: initial_state(a, 0, n, None))()
+        replicate = functools.partial(jax.tree.map, lambda x, n=devices: np.stack([np.asarray(x)] * n))
+        state, _ = call(replicate(state), replicate(np.int32(5)), Inputs(*replicate((step_keys(0), None)), None))
+        states[devices, accumulate] = jax.tree.map(np.asarray, state.params["batch_stats"])
+    one = states[1, 1]
+    assert all(np.any(np.abs(leaf) > 1e-3) and np.all(leaf != 1) for leaf in jax.tree.leaves(one))
+    close(states[2, 1], jax.tree.map(lambda x: x[0], one), device=1)
+    # the mean over micro-batches of their means is that over the batch; of their variances it is not
+    for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(states[1, 2]), jax.tree.leaves(one)):
+        if "mixer_norm" in str(path) and "mean" in str(path):  # the first layer, whose inputs are the same
+            np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)

@@ -16,9 +16,10 @@ from zoo.layers.ctc import ctc_loss
 from zoo.layers.discretization import discretize
 from zoo.layers.hippo import legs, legs_eigen
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
-from zoo.layers.mlp import MLP
+from zoo.layers.mlp import MLP, make_mlp
+from zoo.layers.moe import MixtureOfExperts, mixture_of_experts
 from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
-from zoo.layers.norms import LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
+from zoo.layers.norms import BatchNorm, LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
 from zoo.layers.parallel_cell import CellSolver, head_projection, run_cell
 from zoo.layers.positions import sinusoidal_positions
 from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
@@ -26,8 +27,10 @@ from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
 __all__ = [
     "MLP",
     "NONLINEARITIES",
+    "BatchNorm",
     "CellSolver",
     "LayerNorm",
+    "MixtureOfExperts",
     "Nonlinearity",
     "RMSNorm",
     "accuracy",
@@ -44,9 +47,11 @@ __all__ = [
     "layer_norm",
     "legs",
     "legs_eigen",
+    "make_mlp",
     "make_norm",
     "masked_mean",
     "merge_heads",
+    "mixture_of_experts",
     "nonlinearity",
     "project_heads",
     "ring_of_last",

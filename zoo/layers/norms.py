@@ -1,4 +1,4 @@
-"""Normalisation over the last axis, computed in at least float32 and cast back once."""
+"""Normalisation over the last axis, or of every channel over the batch; in at least float32, cast back once."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from zoo.checks import check_choice
 from zoo.dtypes import accumulator
 
-NORMS = ("rms", "layer", "none")
+NORMS = ("rms", "layer", "batch", "none")
 
 
 def layer_norm(
@@ -49,9 +49,50 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.param("scale", nn.initializers.ones_init(), (x.shape[-1],)), self.eps)
 
 
-def make_norm(kind: str, *, eps: float = 1e-6, name: str | None = None):
-    """Returns the norm called ``kind`` ("rms", "layer" or "none") as a function of x; use inside a compact module."""
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015): every channel over all rows and steps, padding included.
+
+    With ``deterministic`` the running averages of mean and variance are used: they are the collection "batch_stats",
+    which the other calls renew and which must then be ``mutable``. Training mode is not causal: every step sees all.
+
+    Attributes:
+      deterministic: use the running averages.
+      axis_name: mapped axis of devices to average over, such as ``jax.pmap``'s; None: this device's rows alone.
+      eps: added to the variance.
+      momentum: share of the old running average that stays.
+    """
+
+    deterministic: bool = True
+    axis_name: str | None = None
+    eps: float = 1e-5
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        norm = nn.BatchNorm(
+            self.deterministic, momentum=self.momentum, epsilon=self.eps, axis_name=self.axis_name, name="norm",
+            dtype=accumulator(x.dtype),
+        )  # fmt: skip
+        return norm(x).astype(x.dtype)
+
+
+def make_norm(
+    kind: str,
+    *,
+    eps: float | None = None,
+    name: str | None = None,
+    deterministic: bool = True,
+    axis_name: str | None = None,
+):
+    """Returns the norm called ``kind`` (one of ``NORMS``) as a function of x; use inside a compact module.
+
+    ``eps`` None is 1e-6, and 1e-5 for "batch"; ``deterministic`` and ``axis_name`` are read by "batch" alone, see
+    ``BatchNorm``.
+    """
     check_choice("norm", kind, NORMS)
+    name = None if kind == "none" else name
     if kind == "none":
         return lambda x: x
-    return (RMSNorm if kind == "rms" else LayerNorm)(eps=eps, name=name)
+    if kind == "batch":
+        return BatchNorm(deterministic, axis_name, 1e-5 if eps is None else eps, name=name)
+    return (RMSNorm if kind == "rms" else LayerNorm)(eps=1e-6 if eps is None else eps, name=name)

@@ -31,7 +31,8 @@ class SequenceClassifier(nn.Module):
       vocab_size: None for real-valued inputs [B, T, F]; otherwise inputs are integer tokens [B, T].
       pooling: "mean", "last" or "max" over valid steps; "none" labels every step.
       positions: "none" or "sinusoidal" signal added to the embedded inputs.
-      pattern, depth, mlp, mlp_dim, norm, norm_position, final_norm, dropout, remat, dtype: see ``zoo.models.Stack``.
+      pattern, depth, mlp, mlp_dim, norm, norm_eps, norm_axis, norm_position, final_norm, dropout, remat, dtype: see
+        ``zoo.models.Stack``. With norm="batch" the collection "batch_stats" is ``mutable`` when not deterministic.
     """
 
     num_outputs: int
@@ -41,9 +42,11 @@ class SequenceClassifier(nn.Module):
     positions: str = "none"
     pattern: tuple[Spec, ...] = ("lru",)
     depth: int | None = None
-    mlp: str = "swiglu"
+    mlp: Spec | tuple[Spec, ...] = "swiglu"
     mlp_dim: int | None = None
     norm: str = "rms"
+    norm_eps: float | None = None
+    norm_axis: str | None = None
     norm_position: str = "pre"
     final_norm: bool = True
     dropout: float = 0.0
@@ -82,8 +85,8 @@ class SequenceClassifier(nn.Module):
             if lengths.shape != inputs.shape[:1]:
                 raise ValueError(f"lengths must have shape {list(inputs.shape[:1])}, got {list(lengths.shape)}")
             reset, valid = steps == lengths[:, None], steps < lengths[:, None]
-        fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_position", "final_norm", "dropout",
-                  "remat", "dtype")  # fmt: skip
+        fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_eps", "norm_axis", "norm_position",
+                  "final_norm", "dropout", "remat", "dtype")  # fmt: skip
         stack = Stack(**{f: getattr(self, f) for f in fields}, name="stack")
         x, _ = stack(x, reset=reset, deterministic=deterministic)
         head = nn.Dense(self.num_outputs, dtype=self.dtype, name="head")

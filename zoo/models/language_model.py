@@ -34,12 +34,14 @@ class LanguageModel(nn.Module):
     Attributes:
       vocab_size: number V of tokens.
       dim: width D.
-      pattern, depth, mlp, mlp_dim, norm, norm_position, final_norm, residual_scale, dropout, remat: see
-        ``zoo.models.Stack``.
+      pattern, depth, mlp, mlp_dim, norm, norm_eps, norm_position, final_norm, residual_scale, dropout, remat: see
+        ``zoo.models.Stack``; norm="batch", whose training mode sees the future, is refused.
       positions: "none", "sinusoidal" or "learned" position signal added to the embeddings (mixers that know order by
         themselves need none); positions count from the start of the document.
       max_positions: size of the learned table; later positions reuse its last row.
       tie_embeddings: output matrix = embedding matrix transposed.
+      embedding_scale: factor on the embeddings; None: sqrt(D), for a table drawn with standard deviation 1 / sqrt(D).
+      logit_cap: logits z become cap tanh(z / cap); None: they stay.
       dtype: compute dtype; logits are float32.
     """
 
@@ -47,9 +49,10 @@ class LanguageModel(nn.Module):
     dim: int
     pattern: tuple[Spec, ...] = ("lru",)
     depth: int | None = None
-    mlp: str = "swiglu"
+    mlp: Spec | tuple[Spec, ...] = "swiglu"
     mlp_dim: int | None = None
     norm: str = "rms"
+    norm_eps: float | None = None
     norm_position: str = "pre"
     final_norm: bool = True
     residual_scale: bool = False
@@ -58,6 +61,8 @@ class LanguageModel(nn.Module):
     positions: str = "none"
     max_positions: int = 1024
     tie_embeddings: bool = False
+    embedding_scale: float | None = None
+    logit_cap: float | None = None
     dtype: str = "float32"
 
     causal: ClassVar[bool] = True
@@ -65,7 +70,7 @@ class LanguageModel(nn.Module):
 
     def stack(self, name: str | None = None) -> Stack:
         """The stack of this model, as a module of its own."""
-        fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_position", "final_norm",
+        fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_eps", "norm_position", "final_norm",
                   "residual_scale", "dropout", "remat", "dtype")  # fmt: skip
         # Without a name it stands alone, so that states can be made outside of init and apply.
         options = {"name": name} if name else {"parent": None}
@@ -88,10 +93,15 @@ class LanguageModel(nn.Module):
         check_reset(reset, tokens.shape)
         check_positive("vocab_size", self.vocab_size)
         check_choice("positions", self.positions, POSITIONS)
+        if self.norm == "batch":
+            raise ValueError("norm='batch' averages over the future, which a language model must not see")
+        if self.logit_cap is not None and not self.logit_cap > 0:
+            raise ValueError(f"logit_cap must be positive, got {self.logit_cap}")
         if state is not None:
             check_state(state, jax.eval_shape(lambda: self.initial_state(tokens.shape[0])))
+        scale = self.dim**0.5 if self.embedding_scale is None else self.embedding_scale
         embedding = self.param("embedding", nn.initializers.normal(self.dim**-0.5), (self.vocab_size, self.dim))
-        x = (embedding[tokens] * self.dim**0.5).astype(self.dtype)
+        x = (embedding[tokens] * scale).astype(self.dtype)
         start = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state.position
         position = count_positions(start, tokens.shape[1], reset)
         if self.positions == "sinusoidal":
@@ -108,7 +118,10 @@ class LanguageModel(nn.Module):
             logits = x @ embedding.T.astype(x.dtype)
         else:
             logits = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, name="output")(x)
-        return logits.astype(jnp.float32), LanguageModelState(layers, position[:, -1] + 1)
+        logits = logits.astype(jnp.float32)
+        if self.logit_cap is not None:
+            logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
+        return logits, LanguageModelState(layers, position[:, -1] + 1)
 
     def initial_state(self, batch_size: int, dtype: str | None = None) -> LanguageModelState:
         """State before the first token; ``dtype`` is the storage dtype of caches."""

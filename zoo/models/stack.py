@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from zoo.checks import check_choice, check_divides, check_positive
 from zoo.layers.attention import grouped_attention
-from zoo.layers.mlp import MLP, MLPS
+from zoo.layers.mlp import make_mlp, mlp_name
 from zoo.layers.norms import NORMS, make_norm
 from zoo.registry import resolve
 
@@ -32,9 +32,12 @@ class Block(nn.Module):
     Attributes:
       mixer: registered name, or mapping with "name" and options.
       dim: width D.
-      mlp: "swiglu", "gelu", "relu", "silu" or "none" (no second half).
+      mlp: "swiglu", "gelu", "relu", "silu", ..., "moe" (see ``zoo.layers.mlp.MLPS``), or "none" (no second half); or a
+        mapping with "name" and options of ``zoo.layers.MLP`` or ``zoo.layers.MixtureOfExperts``.
       mlp_dim: inner width of the MLP, None for its default.
-      norm: "rms", "layer" or "none".
+      norm: "rms", "layer", "batch" or "none".
+      norm_eps: None: 1e-6, and 1e-5 for "batch".
+      norm_axis: mapped axis of devices over which "batch" averages; None: each device alone.
       norm_position: "pre" or "post".
       cross_heads: heads of an attention over ``memory`` between mixer and MLP; 0 for none.
       residual_scale: a learned number, 1 at the start, multiplies the x that goes past the mixer.
@@ -44,9 +47,11 @@ class Block(nn.Module):
 
     mixer: Spec
     dim: int
-    mlp: str = "swiglu"
+    mlp: Spec = "swiglu"
     mlp_dim: int | None = None
     norm: str = "rms"
+    norm_eps: float | None = None
+    norm_axis: str | None = None
     norm_position: str = "pre"
     cross_heads: int = 0
     residual_scale: bool = False
@@ -67,7 +72,9 @@ class Block(nn.Module):
         pre = self.norm_position == "pre"
 
         def residual(x, branch, norm_name, scale=None):
-            norm = make_norm(self.norm, name=norm_name if self.norm != "none" else None)
+            norm = make_norm(
+                self.norm, eps=self.norm_eps, name=norm_name, deterministic=deterministic, axis_name=self.norm_axis
+            )
             out, extra = branch(norm(x) if pre else x)
             x = x if scale is None else (scale * x).astype(x.dtype)
             x = x + nn.Dropout(self.dropout, deterministic=deterministic)(out).astype(x.dtype)
@@ -79,8 +86,8 @@ class Block(nn.Module):
         if self.cross_heads:
             cross = CrossAttention(self.dim, self.cross_heads, self.dtype, name="cross")
             x, _ = residual(x, lambda h: (cross(h, memory, memory_mask), None), "cross_norm")
-        if self.mlp != "none":
-            mlp = MLP(self.dim, self.mlp_dim, self.mlp, self.dtype, name="mlp")
+        if mlp_name(self.mlp) != "none":
+            mlp = make_mlp(self.mlp, self.dim, self.mlp_dim, self.dtype, name="mlp")
             x, _ = residual(x, lambda h: (mlp(h), None), "mlp_norm")
         return x, state
 
@@ -118,9 +125,12 @@ def make_mixer(spec: Spec, dim: int, dtype: str, name: str | None = None) -> Any
 
 
 class _Unit(nn.Module):
-    """The blocks that are scanned over: runs of equal neighbours, each again scanned when longer than one."""
+    """The blocks that are scanned over: runs of equal neighbours, each again scanned when longer than one.
 
-    mixers: tuple[Spec, ...]
+    ``layers`` are pairs (mixer, mlp).
+    """
+
+    layers: tuple[tuple[Spec, Spec], ...]
     options: Mapping[str, Any]
     remat: bool
 
@@ -128,10 +138,10 @@ class _Unit(nn.Module):
     def __call__(self, x, state, reset, memory, memory_mask, deterministic):
         block = nn.remat(Block, static_argnums=(6,)) if self.remat else Block
         states = []
-        for i, (spec, length) in enumerate(runs(self.mixers)):
+        for i, ((mixer, mlp), length) in enumerate(runs(self.layers)):
             run_state = None if state is None else state[i]
             make = block if length == 1 else _scan(block, length)
-            x, new = make(mixer=spec, name=f"run_{i}", **self.options)(
+            x, new = make(mixer=mixer, mlp=mlp, name=f"run_{i}", **self.options)(
                 x, run_state, reset, memory, memory_mask, deterministic
             )
             states.append(new)
@@ -142,7 +152,7 @@ def _scan(module: type, length: int) -> type:
     """``module`` repeated ``length`` times; parameters and states are stacked on axis 0."""
     return nn.scan(
         module,
-        variable_axes={"params": 0, "intermediates": 0, "diagnostics": 0},
+        variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0, "diagnostics": 0, "losses": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast,) * 4),
         out_axes=0,
@@ -150,17 +160,17 @@ def _scan(module: type, length: int) -> type:
     )
 
 
-def runs(mixers: tuple[Spec, ...]) -> list[tuple[Spec, int]]:
+def runs(layers: tuple[Any, ...]) -> list[tuple[Any, int]]:
     """Run-length encoding of equal neighbours: (a, a, b) -> [(a, 2), (b, 1)]."""
-    return [(spec, len(list(group))) for spec, group in groupby(mixers)]
+    return [(layer, len(list(group))) for layer, group in groupby(layers)]
 
 
-def repeating_unit(mixers: tuple[Spec, ...]) -> tuple[tuple[Spec, ...], int]:
-    """Shortest unit u and count n with ``mixers == u * n``: (a, b, a, b) -> ((a, b), 2)."""
-    for size in range(1, len(mixers) + 1):
-        if len(mixers) % size == 0 and mixers == mixers[:size] * (len(mixers) // size):
-            return mixers[:size], len(mixers) // size
-    return mixers, 1
+def repeating_unit(layers: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
+    """Shortest unit u and count n with ``layers == u * n``: (a, b, a, b) -> ((a, b), 2)."""
+    for size in range(1, len(layers) + 1):
+        if len(layers) % size == 0 and layers == layers[:size] * (len(layers) // size):
+            return layers[:size], len(layers) // size
+    return layers, 1
 
 
 class Stack(nn.Module):
@@ -170,7 +180,8 @@ class Stack(nn.Module):
       dim: width D.
       pattern: mixers by name or by mapping {"name": ..., options}; layer i uses pattern[i % len(pattern)].
       depth: number of layers; None takes one of each in the pattern.
-      mlp, mlp_dim, norm, norm_position, cross_heads, residual_scale, dropout, dtype: as in ``Block``.
+      mlp: as in ``Block``, or a tuple of such: layer i has mlp[i % len(mlp)].
+      mlp_dim, norm, norm_eps, norm_axis, norm_position, cross_heads, residual_scale, dropout, dtype: as in ``Block``.
       final_norm: normalise the output (pre-norm stacks want it).
       remat: recompute each block in the backward pass instead of storing its activations.
     """
@@ -178,9 +189,11 @@ class Stack(nn.Module):
     dim: int
     pattern: tuple[Spec, ...] = ("lru",)
     depth: int | None = None
-    mlp: str = "swiglu"
+    mlp: Spec | tuple[Spec, ...] = "swiglu"
     mlp_dim: int | None = None
     norm: str = "rms"
+    norm_eps: float | None = None
+    norm_axis: str | None = None
     norm_position: str = "pre"
     final_norm: bool = True
     cross_heads: int = 0
@@ -196,6 +209,23 @@ class Stack(nn.Module):
         depth = len(self.pattern) if self.depth is None else self.depth
         check_positive("depth", depth)
         return tuple(self.pattern[i % len(self.pattern)] for i in range(depth))
+
+    def blocks(self) -> tuple[tuple[Spec, Spec], ...]:
+        """(mixer, MLP) of every layer, bottom to top."""
+        mlps = self.mlp if isinstance(self.mlp, tuple) else (self.mlp,)
+        if not mlps:
+            raise ValueError("mlp is an empty tuple; name at least one, such as 'none'")
+        return tuple((mixer, mlps[i % len(mlps)]) for i, mixer in enumerate(self.layers()))
+
+    def places(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Where the parameters of every layer are, bottom to top: (name under "layers", index into the leading axes)."""
+        unit, count = repeating_unit(self.blocks())
+        return tuple(
+            (f"run_{run}", (repetition,) if length == 1 else (repetition, i))
+            for repetition in range(count)
+            for run, (_, length) in enumerate(runs(unit))
+            for i in range(length)
+        )
 
     @property
     def causal(self) -> bool:
@@ -213,24 +243,26 @@ class Stack(nn.Module):
         memory_mask: Bool[Array, "B S"] | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        check_choice("mlp", self.mlp, MLPS)
         check_choice("norm", self.norm, NORMS)
-        unit, count = repeating_unit(self.layers())
+        unit, count = repeating_unit(self.blocks())
         if (memory is None) == bool(self.cross_heads):
             raise ValueError("memory goes with cross_heads >= 1, and only with it")
-        names = ("dim", "mlp", "mlp_dim", "norm", "norm_position", "cross_heads", "residual_scale", "dropout", "dtype")
+        names = ("dim", "mlp_dim", "norm", "norm_eps", "norm_axis", "norm_position", "cross_heads", "residual_scale",
+                 "dropout", "dtype")  # fmt: skip
         options = {f: getattr(self, f) for f in names}
-        layers = _scan(_Unit, count)(mixers=unit, options=options, remat=self.remat, name="layers")
+        layers = _scan(_Unit, count)(layers=unit, options=options, remat=self.remat, name="layers")
         x, state = layers(x, state, reset, memory, memory_mask, deterministic)
         if self.final_norm:
-            x = make_norm(self.norm, name="final_norm" if self.norm != "none" else None)(x)
+            x = make_norm(
+                self.norm, eps=self.norm_eps, name="final_norm", deterministic=deterministic, axis_name=self.norm_axis
+            )(x)
         return x, state
 
     def initial_state(self, batch_size: int, dtype: str | None = None) -> Any:
         """State of every layer, stacked as the scans want it: a tuple over runs, leaves [repetitions, (run,) B, ...]."""
-        unit, count = repeating_unit(self.layers())
+        unit, count = repeating_unit(self.blocks())
         states = []
-        for spec, length in runs(unit):
+        for (spec, _), length in runs(unit):
             leading = (count,) if length == 1 else (count, length)
             one = make_mixer(spec, self.dim, self.dtype).initial_state(batch_size, dtype)
             states.append(jax.tree.map(lambda s, n=leading: jnp.broadcast_to(s, (*n, *s.shape)), one))
