@@ -183,20 +183,22 @@ def test_calls_are_spread_evenly_between_stops(steps, per_call, evaluate, save, 
 def test_running_statistics_are_renewed_by_the_loss_and_averaged_over_devices_and_micro_batches():
     """Batch normalisation: its averages follow the batch statistics; no gradient and no weight decay reaches them."""
     task = DelayedRecall()
-    model = zoo.SequenceClassifier(num_outputs=6, dim=4, vocab_size=task.vocab_size, norm="batch", norm_axis="devices", mlp="none")
     states = {}
-    for devices, accumulate in ((1, 1), (2, 1), (1, 2)):
+    for devices, accumulate, axis in ((1, 1, "devices"), (2, 1, "devices"), (2, 1, None), (1, 2, "devices")):
+        model = zoo.SequenceClassifier(
+            num_outputs=6, dim=4, vocab_size=task.vocab_size, norm="batch", norm_axis=axis, mlp="none"
+        )
         training = dataclasses.replace(TRAINING, weight_decay=0.1, accumulate=accumulate, learning_rate=0.0)
         a = classification(model, task, training)
         call = compile_step(a, jax.devices()[:devices])
         state = jax.jit(lambda a=a, n=devices: initial_state(a, 0, n, None))()
         replicate = functools.partial(jax.tree.map, lambda x, n=devices: np.stack([np.asarray(x)] * n))
         state, _ = call(replicate(state), replicate(np.int32(5)), Inputs(*replicate((step_keys(0), None)), None))
-        states[devices, accumulate] = jax.tree.map(np.asarray, state.params["batch_stats"])
-    one = states[1, 1]
+        states[devices, accumulate, axis] = jax.tree.map(np.asarray, state.params["batch_stats"])
+    one = states[1, 1, "devices"]
     assert all(np.any(np.abs(leaf) > 1e-3) and np.all(leaf != 1) for leaf in jax.tree.leaves(one))
-    close(states[2, 1], jax.tree.map(lambda x: x[0], one), device=1)
-    # the mean over micro-batches of their means is that over the batch; of their variances it is not
-    for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(states[1, 2]), jax.tree.leaves(one)):
-        if "mixer_norm" in str(path) and "mean" in str(path):  # the first layer, whose inputs are the same
-            np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
+    close(states[2, 1, "devices"], jax.tree.map(lambda x: x[0], one), device=1)
+    # Means of parts average to the mean of the whole, variances do not; only the first norm's inputs are the same.
+    for parts in (states[2, 1, None], states[1, 2, "devices"]):
+        mean, want = (tree["stack"]["layers"]["run_0"]["mixer_norm"]["norm"]["mean"] for tree in (parts, one))
+        np.testing.assert_allclose(mean, np.broadcast_to(want, mean.shape), rtol=2e-5, atol=1e-6)
