@@ -3,20 +3,24 @@
 import numpy as np
 
 
-def rotate(x, position, base):
-    """Channel pairs (j, j + K/2) of x [heads, K] turned as complex numbers."""
-    half = x.shape[-1] // 2
-    z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * position * base ** (-np.arange(half) / half))
-    return np.concatenate([z.real, z.imag], axis=-1)
+def rotate(x, position, base, fraction=1.0):
+    """Channel pairs (j, j + R/2) of the first R = fraction K of x [heads, K] turned as complex numbers."""
+    turned = int(x.shape[-1] * fraction)
+    half = turned // 2
+    z = (x[:, :half] + 1j * x[:, half:turned]) * np.exp(1j * position * base ** (-np.arange(half) / half))
+    return np.concatenate([z.real, z.imag, x[:, turned:]], axis=-1)
 
 
 def attend(params, row, starts, sees, module):
     """One row [T, D]; ``starts[t]``: first token of t's document; ``sees(t)``: positions that t attends to."""
-    heads = [np.einsum("td,dhk->thk", row, params[name]) for name in ("query", "key", "value")]
+    heads = [
+        np.einsum("td,dhk->thk", row, params[name]) + params.get(f"{name}_bias", 0)
+        for name in ("query", "key", "value")
+    ]
     if module.positions == "rotary":
         for a in heads[:2]:
             for t in range(len(row)):
-                a[t] = rotate(a[t], t - starts[t], module.base)
+                a[t] = rotate(a[t], t - starts[t], module.base, getattr(module, "rotary_fraction", 1.0))
     q, k, v = heads
     share = q.shape[1] // k.shape[1]
     y = np.zeros_like(row)
@@ -27,7 +31,7 @@ def attend(params, row, starts, sees, module):
             weights = np.exp(scores - scores.max())
             weights /= weights.sum()
             y[t] += sum(w * v[s, h // share] for w, s in zip(weights, seen)) @ params["output"][h]
-    return y
+    return y + params.get("output_bias", 0)
 
 
 def document_starts(reset, row, time):

@@ -37,19 +37,19 @@ def oracle(module, params, x, reset=None):
     rank, (inner, size) = len(params["dt"]), params["A_log"].shape
     for row in range(len(x)):
         for start, stop in documents(x.shape[1], None if reset is None else reset[row]):
-            both = x[row, start:stop] @ params["input"]
-            v = convolved(both[:, :inner], params["kernel"], params["bias"])
+            both = x[row, start:stop] @ params["input"] + params.get("input_bias", 0)
+            v = convolved(both[:, :inner], params["kernel"], params.get("bias", 0))
             h = np.zeros((inner, size))
             for t in range(stop - start):
                 made = v[t] @ params["project"]
                 rough, b, c = made[:rank], made[rank : rank + size], made[rank + size :]
-                if module.norms:
+                if module.norms != "none":
                     rough, b, c = (
-                        normed(a, params[f"{name}_norm"], module.norm_eps)
+                        normed(a, params.get(f"{name}_norm", 1), module.norm_eps)
                         for name, a in (("dt", rough), ("B", b), ("C", c))
                     )
                 delta = softplus(rough @ params["dt"] + params["dt_bias"])
                 h = np.exp(-delta[:, None] * np.exp(params["A_log"])) * h + np.outer(delta * v[t], b)
                 out = (h @ c + params["skip"] * v[t]) * silu(both[t, inner:])
-                y[row, start + t] = out @ params["output"]
+                y[row, start + t] = out @ params["output"] + params.get("output_bias", 0)
     return y

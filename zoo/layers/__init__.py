@@ -8,6 +8,7 @@ from zoo.layers.attention import (
     project_heads,
     ring_of_last,
     rotary,
+    rotary_frequencies,
     unroll_ring,
     windowed_attention,
 )
@@ -22,6 +23,7 @@ from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
 from zoo.layers.norms import BatchNorm, LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
 from zoo.layers.parallel_cell import CellSolver, head_projection, run_cell
 from zoo.layers.positions import sinusoidal_positions
+from zoo.layers.projections import linear
 from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "layer_norm",
     "legs",
     "legs_eigen",
+    "linear",
     "make_mlp",
     "make_norm",
     "masked_mean",
@@ -57,6 +60,7 @@ __all__ = [
     "ring_of_last",
     "rms_norm",
     "rotary",
+    "rotary_frequencies",
     "rows_back",
     "rows_first",
     "run_cell",

@@ -34,26 +34,59 @@ def document_positions(
 
 
 def rotary(
-    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], *, base: float = 10_000.0
+    x: Float[Array, "B T H K"],
+    positions: Int[Array, "B T"],
+    *,
+    base: float = 10_000.0,
+    fraction: float = 1.0,
+    scaling: Mapping[str, float] | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Rotates the channel pairs (j, j + K/2) of ``x`` by position * base^(-2j/K) (Su et al. 2021).
+    """Rotates the channel pairs (j, j + R/2) of ``x``, j < R/2, by position * frequency_j (Su et al. 2021).
 
     Args:
-      x: queries or keys [batch, time, heads, head_dim]; head_dim even.
+      x: queries or keys [batch, time, heads, head_dim].
       positions: [batch, time] integer positions.
       base: largest wavelength over 2 pi.
+      fraction: share of the channels that is rotated: the first R = fraction * head_dim, an even number.
+      scaling: see ``rotary_frequencies``.
 
     Returns:
       Array of x's shape and dtype.
     """
-    half = x.shape[-1] // 2
-    if x.shape[-1] % 2:
-        raise ValueError(f"rotary positions need an even head dimension, got {x.shape[-1]}")
+    turned = int(x.shape[-1] * fraction)
+    half = turned // 2
+    if turned % 2 or not half:
+        raise ValueError(f"rotary positions need an even number of rotated channels, got {turned} of {x.shape[-1]}")
     dtype = accumulator(x.dtype)
-    angles = positions[..., None, None].astype(dtype) * base ** (-jnp.arange(half, dtype=dtype) / half)
+    angles = positions[..., None, None].astype(dtype) * rotary_frequencies(half, base, scaling, dtype)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    a, b = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+    a, b = x[..., :half].astype(dtype), x[..., half:turned].astype(dtype)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos, x[..., turned:]], axis=-1).astype(x.dtype)
+
+
+def rotary_frequencies(
+    half: int, base: float, scaling: Mapping[str, float] | None = None, dtype: jnp.dtype = jnp.float32
+) -> Float[Array, " half"]:
+    """Radians per position of every channel pair: base^(-j / half), scaled for contexts beyond those trained on.
+
+    Args:
+      half: number of pairs.
+      base: largest wavelength over 2 pi.
+      scaling: None, or "factor" alone: all frequencies over the factor (Chen et al. 2023, position interpolation); or
+        with "low_freq_factor", "high_freq_factor" and "original_max_position_embeddings" L as in Llama 3: wavelengths
+        above L / low are divided by the factor, those below L / high stay, and between them the two are mixed.
+      dtype: of the result.
+    """
+    frequencies = base ** (-jnp.arange(half, dtype=dtype) / half)
+    if scaling is None:
+        return frequencies
+    slow = frequencies / scaling["factor"]
+    if "low_freq_factor" not in scaling:
+        return slow
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * jnp.pi)
+    stay = jnp.clip((turns - low) / (high - low), 0, 1)
+    return (1 - stay) * slow + stay * frequencies
 
 
 def grouped_attention(
@@ -82,29 +115,45 @@ def grouped_attention(
 
 
 def attention_parameters(
-    module: nn.Module, *, dim: int, heads: int, kv_heads: int | None, positions: str
+    module: nn.Module,
+    *,
+    dim: int,
+    heads: int,
+    kv_heads: int | None,
+    positions: str,
+    head_dim: int | None = None,
+    use_bias: bool = False,
 ) -> dict[str, Float[Array, "..."]]:
     """Checks the sizes; declares ``query`` [D, H, K], ``key``, ``value`` [D, G, K], ``output`` [H, K, D] on ``module``.
 
-    K = D / H; G = ``kv_heads``, or H when it is None.
+    K = ``head_dim``, or D / H when it is None; G = ``kv_heads``, or H when it is None. With ``use_bias`` also
+    ``query_bias`` [H, K], ``key_bias``, ``value_bias`` [G, K] and ``output_bias`` [D].
     """
     check_choice("positions", positions, POSITIONS)
     check_positive("heads", heads)
-    check_divides("heads", heads, "dim", dim)
+    if head_dim is None:
+        check_divides("heads", heads, "dim", dim)
+    else:
+        check_positive("head_dim", head_dim)
     groups = heads if kv_heads is None else kv_heads
     check_positive("kv_heads", groups)
     check_divides("kv_heads", groups, "heads", heads)
-    head_dim = dim // heads
+    head_dim = dim // heads if head_dim is None else head_dim
     if positions == "rotary" and head_dim % 2:
-        raise ValueError(f"rotary positions need an even head dimension, got dim / heads = {head_dim}")
+        raise ValueError(f"rotary positions need an even head dimension, got {head_dim}")
     into = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=(1, 2))
     out_of = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2)
-    return {
-        "query": module.param("query", into, (dim, heads, head_dim)),
-        "key": module.param("key", into, (dim, groups, head_dim)),
-        "value": module.param("value", into, (dim, groups, head_dim)),
-        "output": module.param("output", out_of, (heads, head_dim, dim)),
+    declared = {
+        "query": (into, (dim, heads, head_dim)),
+        "key": (into, (dim, groups, head_dim)),
+        "value": (into, (dim, groups, head_dim)),
+        "output": (out_of, (heads, head_dim, dim)),
     }
+    if use_bias:
+        inner = {"query_bias": heads, "key_bias": groups, "value_bias": groups}
+        declared |= {name: (nn.initializers.zeros, (count, head_dim)) for name, count in inner.items()}
+        declared["output_bias"] = (nn.initializers.zeros, (dim,))
+    return {name: module.param(name, *how) for name, how in declared.items()}
 
 
 def project_heads(
@@ -112,17 +161,25 @@ def project_heads(
     x: Float[Array, "B T D"],
     positions: Int[Array, "B T"] | None,
     base: float,
+    fraction: float = 1.0,
+    scaling: Mapping[str, float] | None = None,
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
     """Queries, keys and values of ``x`` in its dtype; queries and keys are rotated to ``positions`` unless None."""
-    q, k, v = (jnp.einsum("btd,dhk->bthk", x, params[name].astype(x.dtype)) for name in ("query", "key", "value"))
+
+    def project(name):
+        y = jnp.einsum("btd,dhk->bthk", x, params[name].astype(x.dtype))
+        return y + params[f"{name}_bias"].astype(x.dtype) if f"{name}_bias" in params else y
+
+    q, k, v = project("query"), project("key"), project("value")
     if positions is not None:
-        q, k = rotary(q, positions, base=base), rotary(k, positions, base=base)
+        q, k = (rotary(a, positions, base=base, fraction=fraction, scaling=scaling) for a in (q, k))
     return q, k, v
 
 
 def merge_heads(params: Mapping[str, Float[Array, "..."]], y: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
     """The output projection of all heads, summed."""
-    return jnp.einsum("bthk,hkd->btd", y, params["output"].astype(y.dtype))
+    out = jnp.einsum("bthk,hkd->btd", y, params["output"].astype(y.dtype))
+    return out + params["output_bias"].astype(y.dtype) if "output_bias" in params else out
 
 
 def windowed_attention(

@@ -21,7 +21,7 @@ def layer_norm(
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
-def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float = 1e-6) -> Float[Array, "*B D"]:
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"] | float, eps: float = 1e-6) -> Float[Array, "*B D"]:
     """x / sqrt(mean(x^2) + eps) * scale over the last axis (Zhang and Sennrich 2019)."""
     x32 = x.astype(accumulator(x.dtype))
     return (x32 * lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + eps) * scale).astype(x.dtype)

@@ -3,7 +3,7 @@
 Vaswani et al. (2017), Attention Is All You Need; Su et al. (2021), RoFormer (rotary positions); Ainslie et al. (2023),
 GQA (grouped keys); Beltagy et al. (2020), Longformer (sliding window).
 
-With x_t [D], H query heads, G key/value heads (G divides H, head h reads group h // (H/G)), K = D / H:
+With x_t [D], H query heads, G key/value heads (G divides H, head h reads group h // (H/G)), K = D / H or stated:
 
     q_t = rot(W_q x_t, p_t) [H, K]      k_t = rot(W_k x_t, p_t) [G, K]      v_t = W_v x_t [G, K]
     a_ts = softmax over s of q_t . k_s / sqrt(K)      for s in the document of t with t - window < s <= t
@@ -66,17 +66,22 @@ def attention(
     window: int,
     positions: str = "rotary",
     base: float = 10_000.0,
+    rotary_fraction: float = 1.0,
+    rotary_scaling: Mapping[str, float] | None = None,
     reset: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], AttentionState]:
     """The attention of the module docstring.
 
     Args:
-      params: ``query`` [D, H, K], ``key`` and ``value`` [D, G, K], ``output`` [H, K, D].
+      params: ``query`` [D, H, K], ``key`` and ``value`` [D, G, K], ``output`` [H, K, D]; where there are biases also
+        ``query_bias`` [H, K], ``key_bias``, ``value_bias`` [G, K], ``output_bias`` [D].
       x: inputs; their dtype is the compute dtype.
       state: state before the first token, None for the start (then no empty cache is read).
       window: tokens that a token can see, itself included.
       positions: "rotary" or "none".
       base: base of the rotary wavelengths.
+      rotary_fraction: share of a head's channels that is rotated.
+      rotary_scaling: scaling of the rotary frequencies, see ``zoo.layers.rotary_frequencies``.
       reset: True at the first token of a new document.
 
     Returns:
@@ -84,7 +89,8 @@ def attention(
     """
     batch, time, _ = x.shape
     age = document_positions(reset, None if state is None else state.length, shape=(batch, time))
-    q, k, v = project_heads(params, x, age if positions == "rotary" else None, base)
+    where = age if positions == "rotary" else None
+    q, k, v = project_heads(params, x, where, base, rotary_fraction, rotary_scaling)
     visible = jnp.minimum(age + 1, window)  # [B, T] how many tokens back a query sees, itself included
     length = age[:, -1] + 1
 
@@ -117,7 +123,14 @@ def attention(
     variants={
         "default": {"heads": 2, "window": 16},
         "short_window": {"heads": 2, "window": 3, "positions": "none"},
-        "grouped": {"heads": 4, "kv_heads": 2, "window": 8},
+        "grouped": {
+            "heads": 4,
+            "kv_heads": 2,
+            "window": 8,
+            "head_dim": 4,
+            "use_bias": True,
+            "rotary_fraction": 0.5,
+        },
     },
 )
 class Attention(nn.Module):
@@ -130,6 +143,10 @@ class Attention(nn.Module):
       window: tokens that a token can see, itself included: the stated maximum of the cache.
       positions: "rotary" (counted within the document) or "none".
       base: base of the rotary wavelengths.
+      head_dim: width K of a head; None: ``dim / heads``.
+      use_bias: all four projections have biases.
+      rotary_fraction: share of a head's channels that is rotated.
+      rotary_scaling: scaling of the rotary frequencies, see ``zoo.layers.rotary_frequencies``; None for none.
       dtype: compute dtype; scores and softmax in at least float32.
     """
 
@@ -139,6 +156,10 @@ class Attention(nn.Module):
     window: int = 1024
     positions: str = "rotary"
     base: float = 10_000.0
+    head_dim: int | None = None
+    use_bias: bool = False
+    rotary_fraction: float = 1.0
+    rotary_scaling: Mapping[str, float] | None = None
     dtype: str = "float32"
 
     causal: ClassVar[bool] = True
@@ -151,16 +172,17 @@ class Attention(nn.Module):
         check_sequence(x, self.dim, reset)
         check_positive("window", self.window)
         params = attention_parameters(
-            self, dim=self.dim, heads=self.heads, kv_heads=self.kv_heads, positions=self.positions
-        )
+            self, dim=self.dim, heads=self.heads, kv_heads=self.kv_heads, positions=self.positions,
+            head_dim=self.head_dim, use_bias=self.use_bias,
+        )  # fmt: skip
         if state is not None:
             check_state(state, self.initial_state(x.shape[0]))
-        options = {"window": self.window, "positions": self.positions, "base": self.base}
+        options = {f: getattr(self, f) for f in ("window", "positions", "base", "rotary_fraction", "rotary_scaling")}
         return attention(params, x.astype(self.dtype), state, reset=reset, **options)
 
     def initial_state(self, batch_size: int, dtype: str | None = None) -> AttentionState:
         """An empty cache of ``dtype`` (default: the compute dtype)."""
-        shape = (batch_size, self.window, self.kv_heads or self.heads, self.dim // self.heads)
+        shape = (batch_size, self.window, self.kv_heads or self.heads, self.head_dim or self.dim // self.heads)
         empty = jnp.zeros(shape, dtype or self.dtype)
         count = jnp.zeros((batch_size,), jnp.int32)
         return AttentionState(empty, empty, count, count)

@@ -11,7 +11,8 @@ With x_t [D] the (normalised) input, E the inner width, N the states of a channe
     h_t = exp(delta_t A) h_{t-1} + delta_t v_t B_t     h_t [E, N], A = -exp(A_log) [E, N]
     y_t = W_out ((h_t C_t + skip * v_t) * silu(z_t))   W_out [E, D]
 
-With ``norms`` (Jamba, Lieber et al. 2024, arXiv 2403.19887) d_t, B_t and C_t each go through an RMS norm of their own.
+With ``norms`` d_t, B_t and C_t each go through an RMS norm of their own: with learned scales in Jamba (Lieber et al. 2024,
+arXiv 2403.19887), without in Falcon Mamba (Zuo et al. 2024, arXiv 2410.05355).
 
 Initialisation: A_log = log(1 .. N); b_dt the inverse softplus of step sizes drawn log-uniformly from [dt_min, dt_max], at
 least ``dt_floor``; W_dt uniform within +-R^-1/2; skip = 1. Norm before and residual after are those of
@@ -30,11 +31,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from zoo.checks import check_positive, check_sequence, check_state
+from zoo.checks import check_choice, check_positive, check_sequence, check_state
 from zoo.dtypes import accumulator
 from zoo.layers.attention import document_positions
 from zoo.layers.convolution import depthwise_convolution, recent
 from zoo.layers.norms import rms_norm
+from zoo.layers.projections import linear
 from zoo.layers.step_sizes import check_step_sizes, step_size_bias, symmetric_uniform
 from zoo.registry import register
 from zoo.scans import selective_scan
@@ -54,6 +56,7 @@ def mamba(
     x: Float[Array, "B T D"],
     state: MambaState,
     *,
+    norms: str = "none",
     norm_eps: float = 1e-6,
     reset: Bool[Array, "B T"] | None = None,
     method: str = "auto",
@@ -62,10 +65,12 @@ def mamba(
 
     Args:
       params: ``input`` [D, 2E]; ``kernel`` [taps, E], ``bias`` [E] of the convolution; ``project`` [E, R + 2N];
-        ``dt`` [R, E], ``dt_bias`` [E]; ``A_log`` [E, N]; ``skip`` [E]; ``output`` [E, D]; for the norms of Jamba also
-        ``dt_norm`` [R], ``B_norm`` [N], ``C_norm`` [N].
+        ``dt`` [R, E], ``dt_bias`` [E]; ``A_log`` [E, N]; ``skip`` [E]; ``output`` [E, D]; with learned norms also
+        ``dt_norm`` [R], ``B_norm`` [N], ``C_norm`` [N]. ``bias`` may be left out, and ``input_bias`` [2E] and
+        ``output_bias`` [D] added.
       x: inputs; projections run in their dtype.
       state: state before the first token.
+      norms: "none", "learned" or "plain", see the module docstring.
       norm_eps: of the norms, if there are any.
       reset: True at the first token of a new document.
       method: how the scan is computed, see ``zoo.scans.selective_scan``.
@@ -73,20 +78,21 @@ def mamba(
     Returns:
       (y, state after the last token); y has x's dtype.
     """
-    u, gate = jnp.split(x @ params["input"].astype(x.dtype), 2, axis=-1)
+    u, gate = jnp.split(linear(x, params, "input"), 2, axis=-1)
     age = document_positions(reset, state.age, shape=x.shape[:2])
-    v = depthwise_convolution(u, params["kernel"], age, history=state.history) + params["bias"].astype(x.dtype)
-    v = jax.nn.silu(v)
+    v = depthwise_convolution(u, params["kernel"], age, history=state.history)
+    v = jax.nn.silu(v + params["bias"].astype(x.dtype) if "bias" in params else v)
     rank, size = params["dt"].shape[0], params["A_log"].shape[1]
     rough, b, c = jnp.split(v @ params["project"].astype(x.dtype), (rank, rank + size), axis=-1)
-    if "dt_norm" in params:
-        rough, b, c = (rms_norm(a, params[f"{n}_norm"], norm_eps) for n, a in (("dt", rough), ("B", b), ("C", c)))
+    if norms != "none":
+        scales = {n: params[f"{n}_norm"] if norms == "learned" else 1.0 for n in ("dt", "B", "C")}
+        rough, b, c = (rms_norm(a, scales[n], norm_eps) for n, a in (("dt", rough), ("B", b), ("C", c)))
     wide = accumulator(x.dtype)
     delta = (rough @ params["dt"].astype(x.dtype)).astype(wide)
     delta = jax.nn.softplus(delta + params["dt_bias"])
     a = -jnp.exp(params["A_log"].astype(wide))
     y, hidden = selective_scan(v, delta, a, b, c, params["skip"], state.hidden, reset=reset, method=method)
-    y = (y * jax.nn.silu(gate)) @ params["output"].astype(x.dtype)
+    y = linear(y * jax.nn.silu(gate), params, "output")
     history = recent(u, params["kernel"].shape[0] - 1, state.history)
     return y, MambaState(hidden, history, age[:, -1] + 1)
 
@@ -95,7 +101,15 @@ def mamba(
     "mamba",
     variants={
         "default": {"state_dim": 4},
-        "jamba": {"state_dim": 3, "norms": True, "dt_rank": 3, "expand": 1, "conv_size": 3},
+        "jamba": {
+            "state_dim": 3,
+            "norms": "learned",
+            "dt_rank": 3,
+            "expand": 1,
+            "conv_size": 3,
+            "conv_bias": False,
+            "use_bias": True,
+        },
     },
 )
 class Mamba(nn.Module):
@@ -109,8 +123,11 @@ class Mamba(nn.Module):
       dt_rank: rank R of the step sizes; None: D / 16, rounded up.
       dt_min, dt_max: step sizes at initialisation are drawn between these.
       dt_floor: and are at least this.
-      norms: RMS norms on what step sizes, B and C are made from, as in Jamba.
+      norms: RMS norms on what step sizes, B and C are made from: "none", "learned" (with scales, as in Jamba) or "plain"
+        (without, as in Falcon Mamba).
       norm_eps: of these norms.
+      use_bias: the first and the last projection have biases.
+      conv_bias: the convolution has one.
       dtype: compute dtype of the projections; the recurrence runs in at least float32.
     """
 
@@ -122,8 +139,10 @@ class Mamba(nn.Module):
     dt_min: float = 0.001
     dt_max: float = 0.1
     dt_floor: float = 1e-4
-    norms: bool = False
+    norms: str = "none"
     norm_eps: float = 1e-6
+    use_bias: bool = False
+    conv_bias: bool = True
     dtype: str = "float32"
 
     causal: ClassVar[bool] = True
@@ -139,12 +158,14 @@ class Mamba(nn.Module):
         if self.dt_rank is not None:
             check_positive("dt_rank", self.dt_rank)
         check_step_sizes(self.dt_min, self.dt_max)
+        check_choice("norms", self.norms, ("none", "learned", "plain"))
         initial = self.initial_state(x.shape[0])
         if state is not None:
             check_state(state, initial)
         params = self._params()
         x = x.astype(self.dtype)
-        return mamba(params, x, initial if state is None else state, norm_eps=self.norm_eps, reset=reset)
+        options = {"norms": self.norms, "norm_eps": self.norm_eps}
+        return mamba(params, x, initial if state is None else state, reset=reset, **options)
 
     def _params(self) -> dict[str, Array]:
         inner, size = self.expand * self.dim, self.state_dim
@@ -162,7 +183,13 @@ class Mamba(nn.Module):
             "skip": (nn.initializers.ones, (inner,)),
             "output": (dense, (inner, self.dim)),
         }
-        if self.norms:
+        if not self.conv_bias:
+            del declared["bias"]
+        if self.use_bias:
+            declared |= {
+                f"{n}_bias": (nn.initializers.zeros, (w,)) for n, w in (("input", 2 * inner), ("output", self.dim))
+            }
+        if self.norms == "learned":
             widths = {"dt_norm": rank, "B_norm": size, "C_norm": size}
             declared |= {name: (nn.initializers.ones, (width,)) for name, width in widths.items()}
         return {name: self.param(name, *how) for name, how in declared.items()}

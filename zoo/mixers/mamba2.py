@@ -36,6 +36,7 @@ from zoo.dtypes import accumulator
 from zoo.layers.attention import document_positions
 from zoo.layers.convolution import depthwise_convolution, recent
 from zoo.layers.norms import rms_norm
+from zoo.layers.projections import linear
 from zoo.layers.step_sizes import check_step_sizes, step_size_bias, symmetric_uniform
 from zoo.registry import register
 from zoo.scans import linear_attention
@@ -66,7 +67,8 @@ def mamba2(
 
     Args:
       params: ``input`` [D, 2E + 2GN + H], columns z, v, B, C, d; ``kernel`` [taps, E + 2GN], ``bias`` of the convolution;
-        ``dt_bias``, ``A_log``, ``skip`` [H]; ``scale`` [E]; ``output`` [E, D].
+        ``dt_bias``, ``A_log``, ``skip`` [H]; ``scale`` [E]; ``output`` [E, D]. ``bias`` may be left out, and
+        ``input_bias`` and ``output_bias`` added.
       x: inputs; projections run in their dtype.
       state: state before the first token.
       groups: number G of groups of heads that share B and C.
@@ -82,9 +84,11 @@ def mamba2(
     inner, heads = params["scale"].shape[0], params["A_log"].shape[0]
     channels = params["kernel"].shape[1]
     wide = accumulator(x.dtype)
-    gate, u, rough = jnp.split(x @ params["input"].astype(x.dtype), (inner, inner + channels), axis=-1)
+    gate, u, rough = jnp.split(linear(x, params, "input"), (inner, inner + channels), axis=-1)
     age = document_positions(reset, state.age, shape=x.shape[:2])
-    mixed = depthwise_convolution(u, params["kernel"], age, history=state.history) + params["bias"].astype(x.dtype)
+    mixed = depthwise_convolution(u, params["kernel"], age, history=state.history)
+    if "bias" in params:
+        mixed = mixed + params["bias"].astype(x.dtype)
     v, b, c = jnp.split(jax.nn.silu(mixed), (inner, (inner + channels) // 2), axis=-1)
     v = v.reshape(*v.shape[:2], heads, -1)
     b, c = (a.reshape(*a.shape[:2], groups, -1) for a in (b, c))
@@ -98,7 +102,7 @@ def mamba2(
     y = y.reshape(*y.shape[:2], groups, -1) * jax.nn.silu(gate.astype(wide)).reshape(*y.shape[:2], groups, -1)
     y = rms_norm(y, jnp.ones(y.shape[-1], y.dtype), norm_eps).reshape(*y.shape[:2], inner) * params["scale"]
     history = recent(u, params["kernel"].shape[0] - 1, state.history)
-    return y.astype(x.dtype) @ params["output"].astype(x.dtype), Mamba2State(hidden, history, age[:, -1] + 1)
+    return linear(y.astype(x.dtype), params, "output"), Mamba2State(hidden, history, age[:, -1] + 1)
 
 
 @register(
@@ -123,6 +127,8 @@ class Mamba2(nn.Module):
       dt_limits: step sizes are kept between these.
       a_range: -A at initialisation is drawn uniformly between these.
       norm_eps: of the gated norm.
+      use_bias: the first and the last projection have biases.
+      conv_bias: the convolution has one.
       chunk_size: steps per chunk; None: chosen from the shape.
       dtype: compute dtype of the projections; the recurrence runs in at least float32.
     """
@@ -139,6 +145,8 @@ class Mamba2(nn.Module):
     dt_limits: tuple[float, float | None] = (0.0, None)
     a_range: tuple[float, float] = (1.0, 16.0)
     norm_eps: float = 1e-5
+    use_bias: bool = False
+    conv_bias: bool = True
     chunk_size: int | None = None
     dtype: str = "float32"
 
@@ -188,6 +196,11 @@ class Mamba2(nn.Module):
             "scale": (nn.initializers.ones, (inner,)),
             "output": (dense, (inner, self.dim)),
         }
+        if not self.conv_bias:
+            del declared["bias"]
+        if self.use_bias:
+            widths = {"input": inner + channels + heads, "output": self.dim}
+            declared |= {f"{name}_bias": (nn.initializers.zeros, (width,)) for name, width in widths.items()}
         return {name: self.param(name, *how) for name, how in declared.items()}
 
     def _sizes(self) -> tuple[int, int, int]:
