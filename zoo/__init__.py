@@ -32,6 +32,8 @@ _SHORTCUTS = {
     "beam_search": "decoding",
     "save": "interchange",
     "load": "interchange",
+    "load_pretrained": "interchange",
+    "save_pretrained": "interchange",
 }
 
 __all__ = ["create", "describe", "list", "register", *_ROOMS, *_SHORTCUTS]  # noqa: PLE0604  (tuples of strings)

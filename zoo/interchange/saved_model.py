@@ -12,8 +12,6 @@ float8) are stored as unsigned integers of the same bits.
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -25,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import zoo
+from zoo.interchange.folders import written_whole
 from zoo.registry import create, describe
 
 FORMAT, FORMAT_VERSION = "scanzoo model", 1
@@ -52,31 +51,8 @@ def save(path: str | os.PathLike, module: Any, params: Mapping[str, Any], *, ove
     path = Path(path)
     description = describe(module)
     entries = list(_flatten(params, ()))
-    if path.exists() or path.is_symlink():
-        if not overwrite:
-            raise FileExistsError(
-                f"{path} exists; choose another path, or pass overwrite=True to replace a saved model"
-            )
-        if not (path / DESCRIPTION).is_file():
-            raise FileExistsError(f"{path} exists and is not a saved model ({DESCRIPTION} is missing): not overwritten")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist, so {path.name} cannot be saved in it")
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.saving-", dir=path.parent))
-    try:
-        new = work / "new"
-        new.mkdir()
-        _write(new, description, entries)
-        if path.exists():
-            path.rename(work / "old")
-        try:
-            new.rename(path)
-        except OSError:
-            if (work / "old").exists():
-                (work / "old").rename(path)
-            raise
-        _flush(path.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with written_whole(path, overwrite=overwrite, marker=DESCRIPTION, kind="saved model") as folder:
+        _write(folder, description, entries)
     return path
 
 
@@ -153,8 +129,6 @@ def _write(folder: Path, description: dict, entries: list) -> None:
         "versions": {"scanzoo": zoo.__version__, **{p: metadata.version(p) for p in ("jax", "flax", "numpy")}},
     }
     (folder / DESCRIPTION).write_text(json.dumps(about, indent=2) + "\n")
-    for place in (target, folder / DESCRIPTION, folder):
-        _flush(place)
 
 
 def _storage(dtype: np.dtype) -> np.dtype:
@@ -218,12 +192,3 @@ def _value(source: Path, arrays: Any, record: Mapping[str, Any]) -> Any:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Forces a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.checks import check_choice, check_floating, check_positive, check_tokens
 from zoo.layers import batch_axes, rows_back, rows_first, split_floating
-from zoo.models.stack import Spec, Stack
+from zoo.models.stack import Spec, Stack, freeze_specs
 from zoo.registry import register
 
 FEATURES = ("first_input", "initial_state")
@@ -83,6 +83,10 @@ class Captioner(nn.Module):
     dtype: str = "float32"
 
     paper: ClassVar[str] = "Vinyals et al. 2015, Show and Tell: A Neural Image Caption Generator"
+
+    def __post_init__(self):
+        freeze_specs(self)
+        super().__post_init__()
 
     def setup(self):
         check_positive("vocab_size", self.vocab_size)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from zoo.checks import check_choice, check_floating, check_positive, check_tokens
 from zoo.layers.positions import sinusoidal_positions
-from zoo.models.stack import Spec, Stack
+from zoo.models.stack import Spec, Stack, freeze_specs
 from zoo.registry import register
 
 POOLINGS = ("mean", "last", "max", "none")
@@ -54,6 +54,10 @@ class SequenceClassifier(nn.Module):
     dtype: str = "float32"
 
     paper: ClassVar[str] = "Graves et al. 2006; Gu et al. 2021 (sequence classification with a deep recurrent stack)"
+
+    def __post_init__(self):
+        freeze_specs(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(

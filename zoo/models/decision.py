@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from zoo.checks import check_choice, check_floating, check_positive, check_reset
 from zoo.layers.norms import LayerNorm
 from zoo.layers.positions import sinusoidal_positions
-from zoo.models.stack import Spec, Stack
+from zoo.models.stack import Spec, Stack, freeze_specs
 from zoo.registry import register
 
 POSITIONS = ("sinusoidal", "learned")
@@ -56,6 +56,10 @@ class DecisionModel(nn.Module):
 
     causal: ClassVar[bool] = True
     paper: ClassVar[str] = "Chen et al. 2021, Decision Transformer: Reinforcement Learning via Sequence Modeling"
+
+    def __post_init__(self):
+        freeze_specs(self)
+        super().__post_init__()
 
     def _stack(self, **options: Any) -> Stack:
         fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_position", "final_norm", "dropout",

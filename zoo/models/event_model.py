@@ -22,7 +22,7 @@ from zoo.checks import check_choice, check_floating, check_positive, check_state
 from zoo.dtypes import accumulator
 from zoo.layers.positions import sinusoidal_positions
 from zoo.models.language_model import count_positions
-from zoo.models.stack import Spec, Stack
+from zoo.models.stack import Spec, Stack, freeze_specs
 from zoo.registry import register
 
 
@@ -113,6 +113,10 @@ class EventModel(nn.Module):
 
     causal: ClassVar[bool] = True
     paper: ClassVar[str] = "Shchur et al. 2020, Intensity-Free Learning of Temporal Point Processes"
+
+    def __post_init__(self):
+        freeze_specs(self)
+        super().__post_init__()
 
     def _stack(self, **options: Any) -> Stack:
         fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_position", "final_norm", "dropout",

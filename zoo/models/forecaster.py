@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from zoo.checks import check_choice, check_floating, check_positive
 from zoo.layers.positions import sinusoidal_positions
-from zoo.models.stack import Spec, Stack
+from zoo.models.stack import Spec, Stack, freeze_specs
 from zoo.registry import register
 
 CHANNELS = ("independent", "joint")
@@ -63,6 +63,10 @@ class Forecaster(nn.Module):
     dtype: str = "float32"
 
     paper: ClassVar[str] = "Nie et al. 2023, A Time Series is Worth 64 Words (patches, independent channels)"
+
+    def __post_init__(self):
+        freeze_specs(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], *, deterministic: bool = True) -> Float[Array, "B H C"]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.checks import check_choice, check_positive, check_reset, check_state, check_tokens
 from zoo.layers.positions import sinusoidal_positions
-from zoo.models.stack import Spec, Stack
+from zoo.models.stack import Spec, Stack, freeze_specs
 from zoo.registry import register
 
 POSITIONS = ("none", "sinusoidal", "learned")
@@ -67,6 +67,10 @@ class LanguageModel(nn.Module):
 
     causal: ClassVar[bool] = True
     paper: ClassVar[str] = "Mikolov et al. 2010, Recurrent neural network based language model"
+
+    def __post_init__(self):
+        freeze_specs(self)
+        super().__post_init__()
 
     def stack(self, name: str | None = None) -> Stack:
         """The stack of this model, as a module of its own."""

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float
 
 from zoo.checks import check_choice, check_divides, check_positive
@@ -21,6 +22,22 @@ from zoo.layers.norms import NORMS, make_norm
 from zoo.registry import resolve
 
 Spec = str | Mapping[str, Any]
+
+
+def freeze_specs(module: nn.Module) -> None:
+    """Makes the specifications in ``pattern`` and ``mlp`` hashable; models call it in ``__post_init__``.
+
+    A module is then a valid static argument of ``jax.jit`` though dicts were handed in.
+    """
+
+    def frozen(value):
+        if isinstance(value, Mapping):
+            return FrozenDict({key: frozen(v) for key, v in value.items()})
+        return tuple(frozen(v) for v in value) if isinstance(value, tuple | list) else value
+
+    for field in ("pattern", "mlp"):
+        if hasattr(module, field):
+            object.__setattr__(module, field, frozen(getattr(module, field)))
 
 
 class Block(nn.Module):
@@ -201,6 +218,10 @@ class Stack(nn.Module):
     dropout: float = 0.0
     remat: bool = False
     dtype: str = "float32"
+
+    def __post_init__(self):
+        freeze_specs(self)
+        super().__post_init__()
 
     def layers(self) -> tuple[Spec, ...]:
         """The mixer specification of every layer, bottom to top."""
