@@ -1,4 +1,4 @@
-"""Golden data of the survey on structured state space models: S5, LRU, Liquid-S4, Mamba and Mamba-2."""
+"""Golden data of the survey on structured state space models: S5, LRU, Liquid-S4, Mamba, Mamba-2, Jamba."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
-from zoo.layers import cross_entropy, rms_norm
+from zoo.interchange import LAYOUTS, import_weights
+from zoo.layers import cross_entropy
 from zoo.mixers.liquid_s4 import LiquidS4State, liquid_scan, liquid_second_order
 from zoo.mixers.lru import LRUState, lru
-from zoo.mixers.mamba import MambaState, mamba
-from zoo.mixers.mamba2 import Mamba2State, mamba2
 from zoo.mixers.s5 import S5State, s5, s5_bidirectional
 from zoo.scans import linear_attention, selective_scan
 
@@ -21,7 +21,7 @@ def check(case: Any) -> Iterator[tuple[str, Any]]:
     """Yields every output of ``case``; ValueError for the systems of this survey that the zoo does not have yet."""
     systems = {
         "s5_core": s5_core, "lru_liquid": lru_liquid, "ssd_core": ssd_core, "selective_scan_core": selective_scan_core,
-        "hf_mamba2": language_model, "hf_mamba": language_model,
+        "hf_mamba2": language_model, "hf_mamba": language_model, "hf_jamba": language_model,
     }  # fmt: skip
     prefix = next((name for name in systems if case.name.startswith(name)), None)
     if prefix is None:
@@ -114,68 +114,46 @@ def selective_scan_core(case: Any) -> Iterator[tuple[str, Any]]:
 
 
 def language_model(case: Any) -> Iterator[tuple[str, Any]]:
-    """Mamba's and Mamba-2's language models from the weights of the public layout, whole and token by token.
+    """Language models from the weights of the public layout, whole and token by token, and the layout's round trip.
 
-    hidden_i is what layer i puts out, and the last one that after the final norm (the embeddings are not among them).
+    The last hidden_i is that after the final norm. Before it come, for Jamba, the embeddings and what every layer but the
+    last puts out; for Mamba and Mamba-2 what every layer puts out, without the embeddings.
     """
-    config, ids = case.config, jnp.asarray(case.inputs["input_ids"])
-    eps, second = config["layer_norm_epsilon"], "head_dim" in config
-    depth, inner = config["num_hidden_layers"], config["expand"] * config["hidden_size"]
+    kind = case.name.removeprefix("hf_").split("_")[0].split("-")[0]
+    arrays = {name: np.asarray(value, np.float32) for name, value in case.params.items()}
+    model, params = import_weights({"model_type": kind, **case.config}, arrays)
+    weights = LAYOUTS[kind].weights(model, frozenset(arrays))
 
-    def mixer(p):
-        names = {
-            "dt_bias": "dt_bias" if second else "dt_proj.bias", "A_log": "A_log", "skip": "D", "bias": "conv1d.bias",
-            **({"scale": "norm.weight"} if second else {}),
-        }  # fmt: skip
-        maps = {"input": "in_proj", "output": "out_proj", **({} if second else {"project": "x_proj", "dt": "dt_proj"})}
-        return {
-            **{ours: p[theirs] for ours, theirs in names.items()},
-            **{ours: p[f"{theirs}.weight"].T for ours, theirs in maps.items()},
-            "kernel": p["conv1d.weight"][:, 0].T,
-        }
+    def foreign(tree: Any) -> dict[str, Any]:
+        flat = traverse_util.flatten_dict(tree["params"])
+        return {w.key: w.transform.theirs([flat[p.path][p.index] for p in w.places]) for w in weights}
 
-    def start():
-        taps, size, age = config["conv_kernel"] - 1, config["state_size"], jnp.zeros(len(ids), jnp.int32)
-        if not second:
-            return MambaState(jnp.zeros((len(ids), inner, size)), jnp.zeros((len(ids), taps, inner)), age)
-        channels = inner + 2 * config["n_groups"] * size
-        hidden = jnp.zeros((len(ids), config["num_heads"], size, config["head_dim"]))
-        return Mamba2State(hidden, jnp.zeros((len(ids), taps, channels)), age)
-
-    def run(params, ids, states):
-        h = params["backbone.embeddings.weight"][ids]
-        hidden, after = [], []
-        for i, state in enumerate(states):
-            prefix = f"backbone.layers.{i}."
-            p = {
-                name.removeprefix(f"{prefix}mixer."): value for name, value in params.items() if name.startswith(prefix)
-            }
-            x = rms_norm(h, params[f"{prefix}norm.weight"], eps)
-            y, state = (
-                mamba2(mixer(p), x, state, groups=config["n_groups"], norm_eps=eps)
-                if second
-                else mamba(mixer(p), x, state)
-            )
-            h = h + y
-            hidden.append(h)
-            after.append(state)
-        hidden.append(rms_norm(h, params["backbone.norm_f.weight"], eps))
-        return hidden[-1] @ params["backbone.embeddings.weight"].T, hidden, after
+    for name, array in foreign(params).items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+    model, ids = model.clone(dtype="float64"), jnp.asarray(case.inputs["input_ids"])
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def gradients(params):
-        logits, hidden, _ = run(params, ids, [start()] * depth)
-        return cross_entropy(logits[:, :-1], ids[:, 1:]), (logits, hidden)
+        (logits, _), seen = model.apply(
+            params, ids, capture_intermediates=lambda _, method: method == "__call__",
+            mutable=["intermediates"],
+        )  # fmt: skip
+        return cross_entropy(logits[:, :-1], ids[:, 1:]), (logits, seen["intermediates"]["stack"])
 
-    params = {name: jnp.asarray(value, jnp.float64) for name, value in case.params.items()}
-    (value, (logits, hidden)), grads = gradients(params)
-    states, steps, one_token = [start()] * depth, [], jax.jit(run)
+    (value, (logits, seen)), grads = gradients(params)
+    state, steps, one_token = model.initial_state(len(ids)), [], jax.jit(model.apply)
     for t in range(ids.shape[1]):
-        step, _, states = one_token(params, ids[:, t : t + 1], states)
+        step, state = one_token(params, ids[:, t : t + 1], state)
         steps.append(step)
     if not np.allclose(jnp.concatenate(steps, axis=1), logits, rtol=1e-9, atol=1e-11):
         raise ValueError("token by token is not the whole")
+    hidden = [seen["layers"][run]["__call__"][0][0][index] for run, index in model.stack().places()]
+    if kind == "jamba":
+        hidden = [params["params"]["embedding"][ids], *hidden[:-1]]
+    hidden.append(seen["final_norm"]["__call__"][0])
     yield from {"outputs/logits": logits, "outputs/loss": value}.items()
     yield from ((f"outputs/hidden_{i}", h) for i, h in enumerate(hidden))
-    yield from ((f"grads/{name}", grads[name]) for name in case.grads)
+    theirs = foreign(grads)
+    yield from ((f"grads/{name}", theirs[name]) for name in case.grads)

@@ -28,7 +28,7 @@ from zoo.interchange.config import Config, read_json
 from zoo.interchange.folders import written_whole
 from zoo.interchange.layouts import LAYOUTS, Layout, Weight
 from zoo.interchange.layouts.base import foreign_shape
-from zoo.interchange.tensor_files import FLOATING, TensorFiles, write_tensors
+from zoo.interchange.tensor_files import FLOATING, TensorArrays, TensorFiles, write_tensors
 from zoo.models import LanguageModel
 from zoo.models.stack import make_mixer
 
@@ -70,20 +70,67 @@ def load_pretrained(
     if not source.is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG}")
     fields = read_json(source)
-    layout = _layout_of(fields, source)
     with TensorFiles(folder) as files:
-        config = Config(fields, str(source))
-        depth = config.size(layout.depth_field)
-        if depth > len(files.shapes):
-            raise config.error(layout.depth_field, f"at most the number of tensors, {len(files.shapes)}", depth)
-        model = layout.model(config)
-        config.finish(ignore_fields)
-        shapes = _parameter_shapes(model, source)
-        weights = _match(layout, model, shapes, files, folder)
-        params = _fill(weights, shapes, files)
+        model, params = _read(fields, str(source), files, str(folder), ignore_fields)
     if max_length is not None:
         model = _shorter(model, max_length)
-    return model.clone(dtype=dtype, remat=remat), {"params": traverse_util.unflatten_dict(params)}
+    return model.clone(dtype=dtype, remat=remat), params
+
+
+def import_weights(
+    config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, ignore_fields: Iterable[str] = ()
+) -> tuple[LanguageModel, dict[str, Any]]:
+    """As ``load_pretrained``, from a configuration and arrays in memory.
+
+    Args:
+      config: the fields of config.json.
+      arrays: key -> floating-point array, a state dict's values as NumPy.
+      ignore_fields: fields of ``config`` that are known to change nothing.
+    """
+    return _read(config, "config", TensorArrays(arrays, "arrays"), "arrays", ignore_fields)
+
+
+def export_weights(
+    model: LanguageModel, params: Mapping[str, Any], *, layout: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(config.json's fields, key -> array) of a model in another library's layout; see ``save_pretrained``."""
+    check_choice("layout", layout, LAYOUTS)
+    chosen = LAYOUTS[layout]
+    eps = 1e-6 if model.norm_eps is None else model.norm_eps
+    plain = model.clone(dtype="float32", remat=False, dropout=0.0, norm_eps=eps)
+    fields = chosen.config(plain)
+    again = chosen.model(Config(fields, f"layout {layout!r}"))
+    _check_expressed(layout, plain, again)
+    if plain.stack().places() != again.stack().places():
+        raise ValueError(
+            f"layout {layout!r} stacks these layers differently; write pattern and mlp as their shortest cycles"
+        )
+    shapes = _parameter_shapes(plain, f"layout {layout!r}")
+    given = traverse_util.flatten_dict(dict(params.get("params", {})))
+    if {k: tuple(v.shape) for k, v in given.items()} != shapes:
+        wrong = sorted("/".join(k) for k in set(given) ^ set(shapes)) or ["shapes differ"]
+        raise ValueError(f"params are not those of this model: {', '.join(wrong[:LISTED])}")
+    arrays = {}
+    for weight in chosen.weights(again, frozenset()):
+        parts = [np.asarray(given[place.path][place.index]) for place in weight.places]
+        arrays[weight.key] = np.asarray(weight.transform.theirs(parts))
+    return fields, arrays
+
+
+def _read(
+    fields: Mapping[str, Any], source: str, files: TensorFiles | TensorArrays, place: str, ignore_fields: Iterable[str]
+) -> tuple[LanguageModel, dict[str, Any]]:
+    """Model and variables; ``source`` and ``place`` are what messages call the configuration and the tensors."""
+    layout = _layout_of(fields, source)
+    config = Config(fields, source)
+    depth = config.size(layout.depth_field)
+    if depth > len(files.shapes):
+        raise config.error(layout.depth_field, f"at most the number of tensors, {len(files.shapes)}", depth)
+    model = layout.model(config)
+    config.finish(ignore_fields)
+    shapes = _parameter_shapes(model, source)
+    weights = _match(layout, model, shapes, files, place)
+    return model, {"params": traverse_util.unflatten_dict(_fill(weights, shapes, files))}
 
 
 def save_pretrained(
@@ -115,23 +162,9 @@ def save_pretrained(
       ValueError: unknown layout or dtype, a model that the layout cannot express, or parameters that are not the model's.
     """
     path = Path(path)
-    check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype, tuple(FLOATING.values()))
-    chosen = LAYOUTS[layout]
-    eps = 1e-6 if model.norm_eps is None else model.norm_eps
-    plain = model.clone(dtype="float32", remat=False, dropout=0.0, norm_eps=eps)
-    fields = chosen.config(plain)
-    again = chosen.model(Config(fields, f"layout {layout!r}"))
-    _check_expressed(layout, plain, again)
-    shapes = _parameter_shapes(again, Path(layout))
-    given = traverse_util.flatten_dict(dict(params.get("params", {})))
-    if {k: tuple(v.shape) for k, v in given.items()} != shapes:
-        wrong = sorted("/".join(k) for k in set(given) ^ set(shapes)) or ["shapes differ"]
-        raise ValueError(f"params are not those of this model: {', '.join(wrong[:LISTED])}")
-    arrays = {}
-    for weight in chosen.weights(again, frozenset()):
-        parts = [np.asarray(given[place.path][place.index]) for place in weight.places]
-        arrays[weight.key] = np.asarray(weight.transform.theirs(parts)).astype(jnp.dtype(dtype))
+    fields, arrays = export_weights(model, params, layout=layout)
+    arrays = {key: array.astype(jnp.dtype(dtype)) for key, array in arrays.items()}
     with written_whole(path, overwrite=overwrite, marker=CONFIG, kind="saved checkpoint") as folder:
         (folder / CONFIG).write_text(json.dumps({**fields, "dtype": dtype}, indent=2) + "\n")
         write_tensors(folder, arrays, shard_bytes=shard_bytes)
@@ -176,7 +209,7 @@ def _folder(path_or_name: str | os.PathLike, revision: str | None) -> Path:
     return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
-def _layout_of(fields: Mapping[str, Any], source: Path) -> Layout:
+def _layout_of(fields: Mapping[str, Any], source: str) -> Layout:
     for layout in LAYOUTS.values():
         if layout.reads(dict(fields)):
             return layout
@@ -186,7 +219,7 @@ def _layout_of(fields: Mapping[str, Any], source: Path) -> Layout:
     )
 
 
-def _parameter_shapes(model: LanguageModel, source: Path) -> dict[tuple[str, ...], tuple[int, ...]]:
+def _parameter_shapes(model: LanguageModel, source: str) -> dict[tuple[str, ...], tuple[int, ...]]:
     """path -> shape of every parameter, without making any."""
     try:
         variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))
@@ -195,7 +228,9 @@ def _parameter_shapes(model: LanguageModel, source: Path) -> dict[tuple[str, ...
     return {path: tuple(leaf.shape) for path, leaf in traverse_util.flatten_dict(dict(variables["params"])).items()}
 
 
-def _match(layout: Layout, model: LanguageModel, shapes: dict, files: TensorFiles, folder: Path) -> dict[str, Weight]:
+def _match(
+    layout: Layout, model: LanguageModel, shapes: dict, files: TensorFiles | TensorArrays, place: str
+) -> dict[str, Weight]:
     """Key in the files -> weight; ValueError that names every key that is missing, too many or of a wrong shape or dtype."""
     bare = not any(key.startswith(layout.prefix) for key in files.shapes)  # some files lack the outer name
 
@@ -226,11 +261,13 @@ def _match(layout: Layout, model: LanguageModel, shapes: dict, files: TensorFile
         if keys
     ]
     if lines:
-        raise ValueError(f"the tensors in {folder} are not those that its {CONFIG} describes; " + "; ".join(lines))
+        raise ValueError(f"the tensors in {place} are not those that its {CONFIG} describes; " + "; ".join(lines))
     return wanted
 
 
-def _fill(weights: Mapping[str, Weight], shapes: dict, files: TensorFiles) -> dict[tuple[str, ...], jax.Array]:
+def _fill(
+    weights: Mapping[str, Weight], shapes: dict, files: TensorFiles | TensorArrays
+) -> dict[tuple[str, ...], jax.Array]:
     """The zoo's parameters by path."""
     arrays: dict[tuple[str, ...], np.ndarray] = {}
     for key, weight in weights.items():

@@ -24,6 +24,37 @@ def safetensors_module() -> Any:
     return safetensors
 
 
+class TensorArrays:
+    """Tensors that are in memory already, read as ``TensorFiles`` reads files.
+
+    Attributes:
+      shapes, dtypes: as in ``TensorFiles``.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], source: str):
+        self._arrays, self._source = {key: np.asarray(array) for key, array in arrays.items()}, source
+        self.shapes = {key: array.shape for key, array in self._arrays.items()}
+        names = {dtype: name for name, dtype in FLOATING.items()}
+        self.dtypes = {key: names.get(array.dtype.name, array.dtype.name) for key, array in self._arrays.items()}
+
+    def read(self, key: str) -> np.ndarray:
+        """As ``TensorFiles.read``."""
+        return _checked(self._arrays[key], key, self.dtypes[key], self._source)
+
+    def where(self, key: str) -> str:
+        """What messages call the source."""
+        return self._source
+
+
+def _checked(array: np.ndarray, key: str, dtype: str, source: Path | str) -> np.ndarray:
+    if dtype not in FLOATING:
+        raise ValueError(f"{source}: {key} is {dtype}, expected one of {', '.join(FLOATING)}")
+    array = array.astype(np.float64 if dtype == "F64" else np.float32)
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{source}: {key} has NaN or infinity among its values")
+    return array
+
+
 class TensorFiles:
     """The tensors of a checkpoint folder, by key. A context manager.
 
@@ -62,16 +93,11 @@ class TensorFiles:
     def read(self, key: str) -> np.ndarray:
         """The tensor called ``key``, as float32 or wider; ValueError for other dtypes and for NaN or infinity."""
         path, file = self._files[key]
-        if self.dtypes[key] not in FLOATING:
-            raise ValueError(f"{path}: {key} is {self.dtypes[key]}, expected one of {', '.join(FLOATING)}")
         try:
             array = file.get_tensor(key)
         except safetensors_module().SafetensorError as error:
             raise ValueError(f"{path}: {key} cannot be read: {error}") from error
-        array = array.astype(np.float64 if self.dtypes[key] == "F64" else np.float32)
-        if not np.all(np.isfinite(array)):
-            raise ValueError(f"{path}: {key} has NaN or infinity among its values")
-        return array
+        return _checked(array, key, self.dtypes[key], path)
 
     def where(self, key: str) -> Path:
         """The file that holds ``key``."""

@@ -12,6 +12,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.checks import check_choice, check_positive, check_reset, check_state, check_tokens
+from zoo.dtypes import accumulator
 from zoo.layers.positions import sinusoidal_positions
 from zoo.models.stack import Spec, Stack, freeze_specs
 from zoo.registry import register
@@ -42,7 +43,7 @@ class LanguageModel(nn.Module):
       tie_embeddings: output matrix = embedding matrix transposed.
       embedding_scale: factor on the embeddings; None: sqrt(D), for a table drawn with standard deviation 1 / sqrt(D).
       logit_cap: logits z become cap tanh(z / cap); None: they stay.
-      dtype: compute dtype; logits are float32.
+      dtype: compute dtype; logits are at least float32.
     """
 
     vocab_size: int
@@ -89,7 +90,7 @@ class LanguageModel(nn.Module):
         reset: Bool[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B T V"], LanguageModelState]:
-        """Returns (logits [B, T, V] float32 for the next token, state after the last token).
+        """Returns (logits [B, T, V], at least float32, for the next token, state after the last token).
 
         ``reset`` marks the first token of a document inside a row. Tokens outside [0, V) are not checked.
         """
@@ -122,7 +123,7 @@ class LanguageModel(nn.Module):
             logits = x @ embedding.T.astype(x.dtype)
         else:
             logits = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, name="output")(x)
-        logits = logits.astype(jnp.float32)
+        logits = logits.astype(accumulator(logits.dtype))
         if self.logit_cap is not None:
             logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
         return logits, LanguageModelState(layers, position[:, -1] + 1)
