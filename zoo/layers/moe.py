@@ -120,5 +120,6 @@ class MixtureOfExperts(nn.Module):
             }
         params = {name: self.param(name, *how) for name, how in declared.items()}
         y, loss = mixture_of_experts(params, x.astype(self.dtype), top_k=self.top_k, renormalize=self.renormalize)
-        self.sow("losses", "load_balancing", loss)
+        if not self.is_initializing():  # the variables that init returns are parameters alone
+            self.sow("losses", "load_balancing", loss)
         return y
