@@ -30,6 +30,8 @@ _SHORTCUTS = {
     "EncoderDecoder": "models",
     "generate": "decoding",
     "beam_search": "decoding",
+    "stream_log_likelihood": "decoding",
+    "continue_stream": "decoding",
     "save": "interchange",
     "load": "interchange",
     "load_pretrained": "interchange",

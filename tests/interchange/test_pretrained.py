@@ -42,7 +42,9 @@ def test_export_then_import_is_the_identity(name):
     assert set(again) == set(arrays)
     for key in arrays:
         np.testing.assert_array_equal(again[key], arrays[key], err_msg=key)
-    assert {k: v for k, v in again_fields.items() if k in fields} == {k: v for k, v in fields.items() if k in again_fields}
+    assert {k: v for k, v in again_fields.items() if k in fields} == {
+        k: v for k, v in fields.items() if k in again_fields
+    }
     assert import_weights(again_fields, again)[0] == model
 
 
