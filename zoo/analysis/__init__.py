@@ -1,12 +1,17 @@
 """Measuring instruments."""
 
+from zoo.analysis.comparison import Cost, Measured, compare, cost
 from zoo.analysis.counting import Memory, count_parameters, flops, memory, state_bytes
 from zoo.analysis.gradient_flow import jacobian_log_norms, log_norm_bound, mixer_step, weight_sweep
 from zoo.analysis.streaming import bytes_of, step_flops, stream, stream_seconds
 
 __all__ = [
+    "Cost",
+    "Measured",
     "Memory",
     "bytes_of",
+    "compare",
+    "cost",
     "count_parameters",
     "flops",
     "jacobian_log_norms",
