@@ -9,10 +9,12 @@ from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
 from zoo.tasks.digits import Digits, IdxDigits
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
+from zoo.tasks.indexed import IndexedTask
 from zoo.tasks.induction_heads import InductionHeads
 from zoo.tasks.labelling import FutureContext, LabelledFrames, NoisyStrokes
 from zoo.tasks.lambada import Lambada
 from zoo.tasks.learning_to_execute import LearningToExecute
+from zoo.tasks.listops import ListOps, ListOpsFiles
 from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_accuracy
 from zoo.tasks.motifs import MotifClassification
 from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
@@ -44,10 +46,13 @@ __all__ = [
     "HopRecall",
     "HostTask",
     "IdxDigits",
+    "IndexedTask",
     "InductionHeads",
     "LabelledFrames",
     "Lambada",
     "LearningToExecute",
+    "ListOps",
+    "ListOpsFiles",
     "MarkovLogNormal",
     "MotifClassification",
     "NoisyStrokes",
