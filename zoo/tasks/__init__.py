@@ -6,6 +6,7 @@ from zoo.tasks.associative_recall import AssociativeRecall, HopRecall
 from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
 from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
+from zoo.tasks.cifar import SequentialCifar
 from zoo.tasks.digits import Digits, IdxDigits
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
@@ -15,6 +16,7 @@ from zoo.tasks.labelling import FutureContext, LabelledFrames, NoisyStrokes
 from zoo.tasks.lambada import Lambada
 from zoo.tasks.learning_to_execute import LearningToExecute
 from zoo.tasks.listops import ListOps, ListOpsFiles
+from zoo.tasks.long_range_arena import DocumentRetrieval, MovieReviews, Pathfinder
 from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_accuracy
 from zoo.tasks.motifs import MotifClassification
 from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
@@ -38,6 +40,7 @@ __all__ = [
     "CopyMemory",
     "DelayedRecall",
     "Digits",
+    "DocumentRetrieval",
     "EventSequences",
     "Events",
     "FeatureCaptions",
@@ -55,13 +58,16 @@ __all__ = [
     "ListOpsFiles",
     "MarkovLogNormal",
     "MotifClassification",
+    "MovieReviews",
     "NoisyStrokes",
     "OfflineTrajectories",
     "ParallelText",
     "Parity",
+    "Pathfinder",
     "PointMass",
     "Reversal",
     "SelectiveCopying",
+    "SequentialCifar",
     "SeriesWindows",
     "ShapeCaptions",
     "SumOfSines",

@@ -25,6 +25,15 @@ def shuffled(seed: int, step: int, rows: range, batch_size: int, count: int) -> 
     return np.array([_order(seed, int(epoch), count)[place] for epoch, place in zip(epochs, within)], np.int64)
 
 
+@functools.lru_cache(maxsize=8)
+def fixed_split(count: int, split: str, validation: float, test: float = 0.0) -> Int[np.ndarray, " N"]:
+    """Which of ``count`` examples belong to "train", "validation" or "test" (shares, rounded down), drawn once for all."""
+    order = np.random.default_rng(0).permutation(count)
+    tested, validated = int(test * count), int(validation * count)
+    ends = np.cumsum([count - validated - tested, validated])
+    return dict(zip(("train", "validation", "test"), np.split(order, ends)))[split]
+
+
 class IndexedTask(HostTask):
     """A task whose examples stand in files and are numbered from 0; read on the host, shuffled anew every epoch."""
 
