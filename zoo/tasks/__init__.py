@@ -25,6 +25,7 @@ from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
 from zoo.tasks.reversal import Reversal
 from zoo.tasks.selective_copying import SelectiveCopying
+from zoo.tasks.speech_commands import SpeechCommands
 from zoo.tasks.text_streams import TextStreams, load_tokens
 from zoo.tasks.timeseries import UEAClassification
 from zoo.tasks.token_file import TokenFile
@@ -70,6 +71,7 @@ __all__ = [
     "SequentialCifar",
     "SeriesWindows",
     "ShapeCaptions",
+    "SpeechCommands",
     "SumOfSines",
     "Task",
     "TemporalOrder",
