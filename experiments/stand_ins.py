@@ -7,6 +7,8 @@ as they read the real ones, so the compiled program has the shapes that the real
 import gzip
 import pathlib
 import struct
+import wave
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -130,6 +132,36 @@ def pathfinder_images(folder: pathlib.Path, resolution: int = 32, images: int = 
         pixels = random.integers(0, 256, (resolution, resolution), dtype=np.uint8)
         Image.fromarray(pixels).save(root / f"imgs/0/sample_{n}.png")
     _write(root / "metadata/0.npy", [f"imgs/0 sample_{n}.png {n} {n % 2} 2 0.75 1.0 14" for n in range(images)])
+    return str(folder)
+
+
+def spoken_words(folder: pathlib.Path, words: Sequence[str], recordings: int = 30) -> str:
+    """A folder of Speech Commands with one second of noise per recording and word, by so many speakers."""
+    random = np.random.default_rng(0)
+    for word in words:
+        (folder / word).mkdir(parents=True)
+        for n in range(recordings):
+            with wave.open(str(folder / word / f"{n:08x}_nohash_0.wav"), "wb") as file:
+                file.setparams((1, 2, 16_000, 0, "NONE", ""))
+                file.writeframes(random.integers(-1000, 1000, 16_000, dtype=np.int16).tobytes())
+    return str(folder)
+
+
+def hundred_million_bytes(folder: pathlib.Path) -> str:
+    """A file of the size of enwik8 and text8, all zero, which takes no room on most file systems."""
+    path = folder / "enwik8"
+    with path.open("wb") as file:
+        file.truncate(100_000_000)
+    return str(path)
+
+
+def wikitext(folder: pathlib.Path, vocabulary: int = 267_733, tokens: int = 50_000) -> str:
+    """WikiText-103's three files with its vocabulary; few tokens beyond that, since these are read on the host."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 0), ("valid", tokens), ("test", tokens)):
+        drawn = np.arange(vocabulary) if split == "train" else random.integers(0, vocabulary, count)
+        lines = [" ".join(f"w{word}" for word in row) for row in np.array_split(drawn, len(drawn) // 50)]
+        _write(folder / f"wiki.{split}.tokens", lines)
     return str(folder)
 
 
