@@ -13,9 +13,9 @@ A task is chosen with ``--set=task=...``:
     path_x      the same, 128 x 128 pixels
 
 All arms are the same classifier but for the mixer: embedding or linear map, ``depth`` residual blocks, mean over the valid
-steps, linear head (retrieval: two sequences through one encoder, matched by an MLP). The state space arms have no MLP, their
-mixer ends in a gate; the Transformer has one. "smoke" and "quick" make short ListOps expressions while they train, "paper"
-reads files below ``root`` and has the sizes of S5 for each task.
+steps, linear head (retrieval: two sequences through one encoder, matched by an MLP). "transformer" has sinusoidal
+positions, as in the release; "rotary_transformer" is what one would take today. "smoke" and "quick" make short ListOps
+expressions while they train, "paper" reads files below ``root`` and has the sizes of S5 for each task.
 """
 
 import dataclasses
@@ -36,7 +36,8 @@ from zoo.tasks.indexed import IndexedTask
 
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "path_x")
 STATE_SPACE = ("s5", "lru")
-ARMS = (*STATE_SPACE, "transformer")
+TRANSFORMERS = ("transformer", "rotary_transformer")
+ARMS = (*STATE_SPACE, *TRANSFORMERS)
 SLOW = ("Lambda_(re|im)$", "log_step$", "(nu|theta|gamma)_log$")
 SLOW_WITH_B = (*SLOW, "B_(re|im)$")
 
@@ -63,11 +64,12 @@ class Sizes:
       dt_min, dt_max: range of S5's step sizes at initialisation.
       activation: behind S5, see ``zoo.mixers.s5``.
       c_init: of S5.
-      heads: attention heads of the Transformer.
+      mlp: behind the mixers of the state space arms, see ``zoo.models.Stack``; the Transformers have a GELU layer.
+      heads: attention heads of the Transformers.
       norm, norm_position, final_norm: of the residual blocks, see ``zoo.models.Stack``.
       dropout: on every residual branch.
       training: of the state space arms.
-      transformer_rate: learning rate of the Transformer.
+      transformer_rate: learning rate of the Transformers.
     """
 
     depth: int = 2
@@ -78,6 +80,7 @@ class Sizes:
     dt_max: float = 0.1
     activation: str = "half_glu1"
     c_init: str = "lecun_normal"
+    mlp: str = "none"
     heads: int = 4
     norm: str = "layer"
     norm_position: str = "pre"
@@ -176,11 +179,13 @@ def classifier(name: str, sizes: Sizes, task: Any) -> SequenceClassifier | Match
     mixer = {
         "s5": {"name": "s5_bidirectional", **s5},
         "lru": {"name": "bidirectional", "mixer": {"name": "lru", "state_dim": sizes.state_dim // 2}},
-        "transformer": {"name": "bidirectional_attention", "heads": sizes.heads},
+        "transformer": {"name": "bidirectional_attention", "heads": sizes.heads, "positions": "none"},
+        "rotary_transformer": {"name": "bidirectional_attention", "heads": sizes.heads},
     }[name]
     options = {
         "dim": sizes.dim, "vocab_size": task.vocab_size, "pattern": (mixer,), "depth": sizes.depth,
-        "mlp": "none" if name == "s5" else "gelu", "norm": sizes.norm, "norm_position": sizes.norm_position,
+        "positions": "sinusoidal" if name == "transformer" else "none",
+        "mlp": sizes.mlp if name in STATE_SPACE else "gelu", "norm": sizes.norm, "norm_position": sizes.norm_position,
         "final_norm": sizes.final_norm, "dropout": sizes.dropout,
     }  # fmt: skip
     if isinstance(task, DocumentRetrieval):
@@ -201,7 +206,7 @@ def arms(config: Config) -> dict[str, Arm]:
     transformer = dataclasses.replace(sizes.training, learning_rate=sizes.transformer_rate)
     result = {}
     for name in config.arms:
-        training = transformer if name == "transformer" else sizes.training
+        training = transformer if name in TRANSFORMERS else sizes.training
         if config.root is None:
             model = classifier(name, sizes, config.listops)
             result[name] = classification(model, config.listops, training, test_size=config.test_size or 2000)
