@@ -106,11 +106,11 @@ def paper_training(
 PAPER_SIZES = {
     "listops": Sizes(
         depth=8, dim=128, state_dim=16, blocks=8, activation="half_glu2",
-        training=paper_training(96_000, 50, 40, 3e-3, 1e-3, 0.04, slow=SLOW),
+        training=paper_training(96_000, 48, 40, 3e-3, 1e-3, 0.04, slow=SLOW),
     ),
     "text": Sizes(
         depth=6, dim=256, state_dim=192, blocks=12, activation="half_glu2", dropout=0.1,
-        training=paper_training(25_000, 50, 35, 4e-3, 1e-3, 0.07, warmup_epochs=0),
+        training=paper_training(25_000, 48, 35, 4e-3, 1e-3, 0.07, warmup_epochs=0),
     ),
     "retrieval": Sizes(
         depth=6, dim=128, state_dim=256, blocks=16,
@@ -118,7 +118,7 @@ PAPER_SIZES = {
     ),
     "image": Sizes(
         depth=6, dim=512, state_dim=384, blocks=3, dropout=0.1,
-        training=paper_training(45_000, 50, 250, 4.5e-3, 1e-3, 0.07, slow=SLOW),
+        training=paper_training(45_000, 48, 250, 4.5e-3, 1e-3, 0.07, slow=SLOW),
     ),
     "pathfinder": Sizes(
         depth=6, dim=192, state_dim=256, blocks=8, dropout=0.05,
@@ -134,6 +134,7 @@ QUICK_TRAINING = Training(
     steps=1000, batch_size=32, learning_rate=4e-3, schedule="cosine", warmup=50, weight_decay=0.01, slow=SLOW,
     slow_scale=0.25, steps_per_call=50,
 )  # fmt: skip
+QUICK_SIZES = Sizes(dt_min=0.01, dt_max=0.5, mlp="gelu", training=QUICK_TRAINING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +153,9 @@ class Config:
 
     task: str = "listops"
     root: str | None = None
-    listops: ListOps = ListOps(time=64, max_depth=4, max_args=4, min_length=8, max_length=65)
-    arms: tuple[str, ...] = ARMS
-    sizes: Mapping[str, Sizes] = dataclasses.field(default_factory=lambda: {"listops": Sizes(training=QUICK_TRAINING)})
+    listops: ListOps = ListOps(time=40, max_depth=4, max_args=4, min_length=8, max_length=41)
+    arms: tuple[str, ...] = ("s5", *TRANSFORMERS)
+    sizes: Mapping[str, Sizes] = dataclasses.field(default_factory=lambda: {"listops": QUICK_SIZES})
     test_size: int | None = None
     evaluation_chunk: int = 50
 
