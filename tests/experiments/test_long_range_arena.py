@@ -3,12 +3,17 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from experiments import stand_ins
+from experiments.arms import classification_of_files
 from experiments.errors import UsageError
 from experiments.experiment import get
 from experiments.papers.long_range_arena import PAPER, PAPER_SIZES, TASKS, arms, stand_in
 from experiments.steps import abstract_arguments
+from zoo.tasks import Pathfinder
 
 LENGTHS = {"listops": (2048,), "text": (4096,), "retrieval": (2, 4000), "image": (1024, 1), "pathfinder": (1024, 1)}
 
@@ -39,3 +44,25 @@ def test_what_cannot_be_is_named():
             arms(dataclasses.replace(quick, **change))
     with pytest.raises(FileNotFoundError, match="lra_release"):
         arms(dataclasses.replace(PAPER, root="nowhere"))
+
+
+class FirstStep:
+    """A stand-in for a model: says class 1 where the first pixel is at least half bright."""
+
+    def apply(self, params, inputs, **_):
+        return jnp.stack([jnp.zeros(len(inputs)), inputs[:, 0, 0]], axis=1)
+
+
+@pytest.mark.parametrize("chunk", [4, 50])
+def test_an_evaluation_on_files_counts_every_example_once(chunk, tmp_path):
+    task = Pathfinder(stand_ins.pathfinder_images(tmp_path, images=70), "test")
+    arm = classification_of_files(FirstStep(), task, PAPER_SIZES["pathfinder"].training, test=task, chunk=chunk)
+    metrics = jax.jit(arm.evaluate)({}, jax.random.key(0), arm.evaluation_data)
+    batch = task.rows_at(np.arange(task.count))
+    logits = np.stack([np.zeros(7), batch.inputs[:, 0, 0]], axis=1)
+    right = np.exp(logits[np.arange(7), batch.targets]) / np.exp(logits).sum(axis=1)
+    assert task.count == 7 and 0 < metrics["accuracy"] < 1
+    assert np.isclose(metrics["accuracy"], np.mean(np.argmax(logits, axis=1) == batch.targets))
+    assert np.isclose(metrics["loss"], -np.mean(np.log(right)), rtol=1e-5)
+    few = classification_of_files(FirstStep(), task, PAPER_SIZES["pathfinder"].training, test=task, test_size=3)
+    assert few.evaluation_data.targets.shape == (3,)
