@@ -40,6 +40,7 @@ TRANSFORMERS = ("transformer", "rotary_transformer")
 ARMS = (*STATE_SPACE, *TRANSFORMERS)
 SLOW = ("Lambda_(re|im)$", "log_step$", "(nu|theta|gamma)_log$")
 SLOW_WITH_B = (*SLOW, "B_(re|im)$")
+SLOW_BUT_STEPS = ("Lambda_(re|im)$", "B_(re|im)$")
 
 # Folders below ``root``, as the downloads unpack.
 FOLDERS = {
@@ -110,11 +111,11 @@ PAPER_SIZES = {
     ),
     "text": Sizes(
         depth=6, dim=256, state_dim=192, blocks=12, activation="half_glu2", dropout=0.1,
-        training=paper_training(25_000, 48, 35, 4e-3, 1e-3, 0.07, warmup_epochs=0),
+        training=paper_training(25_000, 48, 35, 4e-3, 1e-3, 0.07, warmup_epochs=0, slow=SLOW_BUT_STEPS),
     ),
     "retrieval": Sizes(
         depth=6, dim=128, state_dim=256, blocks=16,
-        training=paper_training(147_086, 32, 20, 2e-3, 1e-3, 0.05),
+        training=paper_training(147_086, 32, 20, 2e-3, 1e-3, 0.05, slow=SLOW_BUT_STEPS),
     ),
     "image": Sizes(
         depth=6, dim=512, state_dim=384, blocks=3, dropout=0.1,
@@ -279,6 +280,16 @@ register(
         stand_in=stand_in,
         measure=measure,
         checks={"quick": (Check("S5 above the Transformer", "s5 - transformer", ">", 0.0),)},
-        notes="",
+        notes=(
+            "What separates at this size is not settled: on expressions of about 14 tokens (at most 64) and after "
+            "1,000 steps, S5 without an MLP reached 0.423, the bidirectional LRU 0.408 and a Transformer with "
+            "rotary positions 0.430 (seed 0; the first operator alone gives 0.20). The tables of the benchmark "
+            "are about 500 tokens and more and about a Transformer with sinusoidal positions, which is the one "
+            "that is checked against here; the check has not been tried on three seeds. The paper preset has the "
+            "sizes and rates of S5's own runs, but layer normalisation in place of batch normalisation and a norm "
+            "before the pooling (sizes.TASK.norm, final_norm), batches of 48 instead of 50 where they should "
+            "divide over 16 devices, and Lecun-normal C where S5 draws a truncated normal (retrieval, "
+            "Pathfinder); its accuracies have not been tried."
+        ),
     )
 )
