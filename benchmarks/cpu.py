@@ -59,6 +59,20 @@ def recurrent() -> list[dict]:
     return measure()
 
 
+def pretrained() -> list[dict]:
+    """Mamba and Mamba-2 with the same weights: forward, training step and decoding against transformers in torch."""
+    from benchmarks.pretrained import measure
+
+    return measure()
+
+
+def growth() -> list[dict]:
+    """Training steps at T = 1,024 to 65,536: ours is the longest, theirs the shortest; exponents are fitted in T."""
+    from benchmarks.pretrained import growth as measure
+
+    return measure(("s4", "s4d", "dss", "s5", "lru", "liquid_s4", "h3", "gss", "mamba", "mamba2"))
+
+
 def decoding() -> list[dict]:
     """Tokens per second of zoo.generate against a Python loop over the jitted one-token call."""
     return [_decoding(mixer, batch) for mixer in ("lstm", "gru", "s5", "attention") for batch in (1, 16)]
@@ -178,7 +192,7 @@ def compilation() -> list[dict]:
     return rows
 
 
-SECTIONS = {f.__name__: f for f in (scans, recurrent, decoding, trainer, imports, compilation)}
+SECTIONS = {f.__name__: f for f in (scans, recurrent, pretrained, growth, decoding, trainer, imports, compilation)}
 
 
 def markdown(results: dict) -> str:
