@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import freeze
 
 import zoo
 from experiments.arms import language_modelling
@@ -42,6 +43,7 @@ QUICK = Training(
 
 
 SCORES = ("loss", "accuracy")
+VARIANTS = ("window", "rri", "rri_insertion", "norm", "norm_chunk", "dt_scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Toy:
       test_size: sequences per test.
       watched: sequences whose states are watched, over the longest test.
       every: tokens between two looks at the states.
+      variants: what is measured besides base and restart, see the module docstring.
       norm: bound of norm and norm_chunk.
       dt_scale: of the baseline.
       training: how it is trained.
@@ -74,18 +77,23 @@ class Toy:
     test_size: int = 256
     watched: int = 8
     every: int = 32
+    variants: tuple[str, ...] = VARIANTS
     norm: float = 2.0
     dt_scale: float = 2.0
     training: Training = QUICK
 
-    def model(self, **options: Any) -> Any:
+    def __post_init__(self):
+        for name in self.variants:
+            check_choice("variants", name, VARIANTS)
+
+    def model(self) -> Any:
         """The language model."""
-        mixer = {
-            "name": "mamba2", "state_dim": self.state_dim, "head_dim": self.head_dim, "chunk_size": self.chunk_size,
-            **options,
-        }  # fmt: skip
+        sizes = {"state_dim": self.state_dim, "head_dim": self.head_dim, "chunk_size": self.chunk_size}
+        mixer = {"name": "mamba2", **sizes}
         vocab_size = PasskeyStream().vocab_size
-        return zoo.LanguageModel(vocab_size=vocab_size, dim=self.dim, depth=self.depth, pattern=(mixer,), mlp="none")
+        return zoo.LanguageModel(
+            vocab_size=vocab_size, dim=self.dim, depth=self.depth, pattern=(freeze(mixer),), mlp="none"
+        )
 
     def test(self, length: int) -> PasskeyStream:
         """The task of one test."""
@@ -97,9 +105,9 @@ class Toy:
         test = self.test(self.train_length)
         return {"base": language_modelling(self.model(), task, self.training, test=test, test_size=self.test_size)}
 
-    def variants(self) -> dict[str, dict[str, Any]]:
+    def options(self) -> dict[str, dict[str, Any]]:
         """Options of the mixers, by variant."""
-        return {
+        every = {
             "base": {},
             "window": {"window": self.train_length},
             "rri": {"retention_scale": 0.98},
@@ -108,13 +116,14 @@ class Toy:
             "norm_chunk": {"max_chunk_norm": self.norm},
             "dt_scale": {"dt_scale": self.dt_scale},
         }
+        return {name: every[name] for name in ("base", *self.variants)}
 
     def measure(self, trained: Mapping[str, Trained], key: jax.Array) -> dict[str, float]:
         """Loss and accuracy of every variant at every length; the states of the model as trained."""
         base = trained["base"]
         longest = PasskeyStream(max(self.test_lengths), within=min(self.within, self.train_length))
         found = {}
-        for name, options in self.variants().items():
+        for name, options in self.options().items():
             model, params = with_mixer_options(base.arm.model, base.params, "mamba2", options)
             scores = query_scores(
                 model, params, longest, self.test_lengths, key, self.test_size, segment=self.train_length
@@ -122,7 +131,7 @@ class Toy:
             found |= {f"{name}/{k}_{n}": v for n, values in scores.items() for k, v in values.items()}
         # reading the last tokens alone is reading a sequence as short as in training, whatever came before
         found |= {f"restart/{k}_{n}": found[f"base/{k}_{self.train_length}"] for n in self.test_lengths for k in SCORES}
-        for name in (*self.variants(), "restart"):
+        for name in (*self.options(), "restart"):
             loss = found[f"{name}/loss_{self.beyond}"]
             found[f"growth/{name}"] = loss / found[f"{name}/loss_{self.train_length}"]
             found[f"share of base/{name}"] = loss / found[f"base/loss_{self.beyond}"]
@@ -141,7 +150,7 @@ class Toy:
         base = trained["base"]
         loss = Figure(figsize=(7, 4.2), layout="constrained")
         axes = loss.subplots()
-        for (name, marker), style in zip(zip((*self.variants(), "restart"), "osv^D<>x"), ("-", "--") * 4):
+        for (name, marker), style in zip(zip((*self.options(), "restart"), "osv^D<>x"), ("-", "--") * 4):
             losses = [metrics[f"{name}/loss_{n}"] for n in self.test_lengths]
             axes.plot(self.test_lengths, losses, marker=marker, linestyle=style, markersize=4, label=name)
         axes.axvline(self.train_length, color="0.6", linewidth=1)
@@ -435,16 +444,16 @@ class LanguageModelling:
         if self.validation_segments < 2:
             raise ValueError(f"validation_segments must be at least 2, got {self.validation_segments}")
 
-    def model(self, **options: Any) -> Any:
+    def model(self) -> Any:
         """The language model: pre-norm blocks of Mamba-2 without MLP, tied embeddings."""
         size = SIZES[self.size]
         dim = self.dim or size.dim
         mixer = {
             "name": "mamba2", "state_dim": self.state_dim, "head_dim": 2 * dim // size.heads if self.dim else 64,
-            "dtype": self.dtype, **options,
+            "dtype": self.dtype,
         }  # fmt: skip
         return zoo.LanguageModel(
-            vocab_size=self.vocab_size, dim=dim, depth=self.depth or size.depth, pattern=(mixer,), mlp="none",
+            vocab_size=self.vocab_size, dim=dim, depth=self.depth or size.depth, pattern=(freeze(mixer),), mlp="none",
             tie_embeddings=True, remat=True,
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ Everything on arrays is a pure function; what takes ``training_length`` and a th
 thresholds are arguments.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.checks import check_positive, check_tokens
+
+Either = Array | np.ndarray
 
 
 class Statistics(NamedTuple):
@@ -37,14 +39,14 @@ class Statistics(NamedTuple):
     median: Float[Array, "..."]
 
 
-def state_statistics(states: Float[Array, "..."], axes: int = 2) -> Statistics:
+def state_statistics(states: Float[Either, "..."], axes: int = 2) -> Statistics:
     """Statistics over the last ``axes`` axes: of states [..., H, N, P] per head.
 
     Raises:
       ValueError: fewer than two entries to take them over.
     """
     check_positive("axes", axes)
-    flat = states.reshape(*states.shape[: states.ndim - axes], -1)
+    flat = jnp.asarray(states).reshape(*states.shape[: states.ndim - axes], -1)
     count = flat.shape[-1]
     if count < 2:
         raise ValueError(f"an unbiased variance needs at least two entries, got states of shape {list(states.shape)}")
@@ -55,7 +57,7 @@ def state_statistics(states: Float[Array, "..."], axes: int = 2) -> Statistics:
     )
 
 
-def channel_variance(states: Float[Array, "T ..."]) -> Float[Array, "..."]:
+def channel_variance(states: Float[Either, "T ..."]) -> Float[Array, "..."]:
     """Unbiased variance over time (axis 0, at least two times) of every channel of ``states``."""
     if states.shape[0] < 2:
         raise ValueError(f"a variance over time needs at least two times, got {states.shape[0]}")
@@ -63,7 +65,7 @@ def channel_variance(states: Float[Array, "T ..."]) -> Float[Array, "..."]:
 
 
 def state_histograms(
-    early: Float[Array, "..."], late: Float[Array, "..."], bins: int = 64
+    early: Float[Either, "..."], late: Float[Either, "..."], bins: int = 64
 ) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " E"], Float[np.ndarray, " E+1"]]:
     """Counts of the entries of states at two times, over the same ``bins`` bins: (early, late, edges)."""
     check_positive("bins", bins)
@@ -73,7 +75,7 @@ def state_histograms(
 
 
 def exploding_heads(
-    variance: Float[Array, "K ..."], positions: Int[Array, " K"], training_length: int, factor: float = 10.0
+    variance: Float[Either, "K ..."], positions: Int[Either, " K"], training_length: int, factor: float = 10.0
 ) -> Bool[Array, "..."]:
     """Heads whose variance past ``training_length`` exceeds ``factor`` times its maximum up to there.
 
@@ -91,11 +93,12 @@ def exploding_heads(
         raise ValueError(f"positions must lie on both sides of training_length={training_length}")
     if not factor > 0:
         raise ValueError(f"factor must be positive, got {factor}")
+    variance = jnp.asarray(variance)
     return jnp.max(variance[~within], axis=0) > factor * jnp.max(variance[within], axis=0)
 
 
 def exploding_channels(
-    states: Float[Array, "K ..."], positions: Int[Array, " K"], training_length: int, factor: float = 10.0
+    states: Float[Either, "K ..."], positions: Int[Either, " K"], training_length: int, factor: float = 10.0
 ) -> Bool[Array, "..."]:
     """Channels (n, p) whose |h_np| past ``training_length`` exceeds ``factor`` times its maximum up to there.
 
@@ -105,18 +108,18 @@ def exploding_channels(
 
 
 def memory_retention(
-    delta: Float[Array, "*B T H"], A: Float[Array, "*B H"], retention_scale: Any = 1.0
+    delta: Float[Either, "*B T H"], A: Float[Either, "*B H"], retention_scale: Any = 1.0
 ) -> Float[Array, "*B T H"]:
     """What is left of the first token in every head: alpha_{1:t} = exp(A (delta_1 + ... + delta_t)).
 
     Times ``retention_scale``^t for a model whose decays are scaled. Sums of step sizes, never products of decays.
     """
-    total = A[..., None, :] * jnp.cumsum(delta, axis=-2)
+    total = jnp.asarray(A)[..., None, :] * jnp.cumsum(delta, axis=-2)
     steps = jnp.arange(1, delta.shape[-2] + 1, dtype=total.dtype)[:, None]
     return jnp.exp(total + steps * jnp.log(jnp.asarray(retention_scale, total.dtype)))
 
 
-def insertion(delta: Float[Array, "*B T H"], keys: Float[Array, "*B T G N"]) -> Float[Array, "*B T H N"]:
+def insertion(delta: Float[Either, "*B T H"], keys: Float[Either, "*B T G N"]) -> Float[Array, "*B T H N"]:
     """What a token is written with, delta_t B_t of every head; take ``state_statistics(..., axes=1)`` of it."""
     heads = delta.shape[-1]
     return delta[..., None] * jnp.repeat(keys, heads // keys.shape[-2], axis=-2)
@@ -234,7 +237,7 @@ def stream(
 
 
 def loss_by_position(
-    losses: Float[Array, "B T"], width: int = 128
+    losses: Float[Either, "B T"], width: int = 128
 ) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
     """Per-token losses over rows and spans of ``width`` tokens: (last position of each span, mean loss, perplexity)."""
     check_positive("width", width)
@@ -244,7 +247,7 @@ def loss_by_position(
     return ends, mean, np.exp(np.minimum(mean, 700.0))
 
 
-def collapse_ratio(losses: Float[Array, " T"], training_length: int, *, window: int = 128) -> Float[Array, ""]:
+def collapse_ratio(losses: Float[Either, " T"], training_length: int, *, window: int = 128) -> Float[Array, ""]:
     """Mean loss of the last ``window`` positions over the largest mean loss of as many consecutive ones within training.
 
     Args:
@@ -264,14 +267,16 @@ def collapse_ratio(losses: Float[Array, " T"], training_length: int, *, window: 
     return jnp.mean(losses[-window:]) / jnp.max(within)
 
 
-def state_collapse(losses: Float[Array, " T"], training_length: int, *, window: int = 128, factor: float = 2.0) -> bool:
+def state_collapse(
+    losses: Float[Either, " T"], training_length: int, *, window: int = 128, factor: float = 2.0
+) -> bool:
     """Whether ``collapse_ratio`` exceeds ``factor``: the paper's criterion. Losses that are not finite are a collapse."""
     if not factor > 0:
         raise ValueError(f"factor must be positive, got {factor}")
     return not bool(collapse_ratio(losses, training_length, window=window) <= factor)
 
 
-def forgetting_length(lengths: Sequence[int], collapsed: Sequence[bool]) -> float:
+def forgetting_length(lengths: Any, collapsed: Any) -> float:
     """T_forget: the smallest training length without a collapse; infinity where every one collapsed.
 
     Raises:
@@ -280,7 +285,7 @@ def forgetting_length(lengths: Sequence[int], collapsed: Sequence[bool]) -> floa
     return min((n for n, bad in _pairs(lengths, collapsed) if not bad), default=float("inf"))
 
 
-def recall_length(contexts: Sequence[int], accuracies: Sequence[float], threshold: float = 0.95) -> float:
+def recall_length(contexts: Any, accuracies: Any, threshold: float = 0.95) -> float:
     """T_recall: the largest context whose passkey accuracy exceeds ``threshold``; 0 where none does."""
     return max((n for n, accuracy in _pairs(contexts, accuracies) if accuracy > threshold), default=0)
 
@@ -299,8 +304,10 @@ class Fit(NamedTuple):
     law: Callable[[Any], Any]
 
 
-def fit_linear(x: Sequence[float], y: Sequence[float]) -> Fit:
-    """y = slope x + offset. The paper: T_forget in thousands of tokens = 5.172 N_S - 4.469, N_S in millions of numbers.
+def fit_linear(x: Any, y: Any) -> Fit:
+    """Fits y = slope x + offset to two lists of numbers.
+
+    The paper: T_forget in thousands of tokens = 5.172 N_S - 4.469, N_S in millions of numbers.
 
     Raises:
       ValueError: fewer than two different x, or numbers that are not finite.
@@ -314,8 +321,10 @@ def fit_linear(x: Sequence[float], y: Sequence[float]) -> Fit:
     return Fit({"slope": float(slope), "offset": float(offset)}, _r_squared(y, law(x)), law)
 
 
-def fit_exponential(x: Sequence[float], y: Sequence[float]) -> Fit:
-    """y = scale (base^x - 1) + offset. The paper: T_recall in thousands of tokens = 4.756 (1.365^N_S - 1) - 0.742.
+def fit_exponential(x: Any, y: Any) -> Fit:
+    """Fits y = scale (base^x - 1) + offset to two lists of numbers.
+
+    The paper: T_recall in thousands of tokens = 4.756 (1.365^N_S - 1) - 0.742.
 
     For a given base the rest is linear; the base is searched for, from nearly straight to e^20 over the range of x.
 

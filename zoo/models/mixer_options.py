@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.core import freeze
 
 from zoo.models.stack import Stack, make_mixer, repeating_unit, runs
 from zoo.registry import entry
@@ -42,7 +43,7 @@ def with_mixer_options(
     if not set(chosen) <= set(here):
         raise ValueError(f"layers must be among {here}, the layers with {mixer}, got {sorted(chosen)}")
     changed = [
-        {**({"name": spec} if isinstance(spec, str) else spec), **options} if i in chosen else spec
+        freeze({**({"name": spec} if isinstance(spec, str) else spec), **options}) if i in chosen else spec
         for i, spec in enumerate(every)
     ]
     for i in chosen[:1]:

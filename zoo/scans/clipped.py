@@ -82,7 +82,8 @@ def chunk_clipped_linear_attention(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Linear attention whose state is clipped after every ``chunk_size`` steps of the call, and at its end.
 
-    Arguments and results are those of ``clipped_linear_attention``. With ``chunk_size`` 1 it is that function.
+    Arguments and results are those of ``clipped_linear_attention``. The outputs of a chunk are read before its end is
+    clipped. With ``chunk_size`` 1 the states are those of that function, and the outputs are not.
     """
     check_positive("chunk_size", chunk_size)
     state, decay = _prepare(q, k, v, log_decay, initial)
