@@ -117,6 +117,23 @@ def test_scores_read_the_last_tokens_of_a_sequence():
         query_scores(model, params, task, (12,), jax.random.key(1), 6, segment=8)
 
 
+def test_a_heat_map_has_a_cell_per_length_and_depth():
+    lm = dataclasses.replace(SMALL, path="-", passkey_lengths=(80, 160))
+    cells = {f"passkey at depth/carried_base_{n}_{d}": (n == 80) * d / 10 for n in (80, 160) for d in range(10)}
+    ((name, figure),) = lm.figures({}, {**cells, "carried/loss": 1.0}).items()
+    image = np.asarray(figure.axes[0].images[0].get_array())
+    assert name == "passkey_carried_base.png" and image.shape == (10, 2)
+    np.testing.assert_allclose(image, [[d / 10, 0] for d in range(10)])
+    assert lm.figures({}, {"carried/loss": 1.0}) == {}
+
+
+def test_a_baseline_is_another_mixer_trained_on_the_same():
+    toy = Toy(baselines=("mamba",))
+    arms = toy.arms()
+    assert [zoo.describe(arm.model)["pattern"][0]["name"] for arm in arms.values()] == ["mamba2", "mamba"]
+    assert arms["base"].task == arms["mamba"].task and arms["base"].training == arms["mamba"].training
+
+
 def test_the_sweep_trains_every_size_at_every_length():
     capacity = Capacity()
     assert len(capacity.toys()) == 12 == len(capacity.arms())
