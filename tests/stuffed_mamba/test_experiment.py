@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
-from experiments.experiment import get
+from experiments.experiment import Trained, get
 from experiments.papers.stuffed_mamba import (
     FROM_SCRATCH,
     PUBLIC,
@@ -139,6 +139,23 @@ def test_the_sweep_trains_every_size_at_every_length():
     assert len(capacity.toys()) == 12 == len(capacity.arms())
     toy = capacity.toys()[8, 64]
     assert (toy.state_dim, toy.train_length, toy.within, toy.test_lengths) == (8, 64, 60, (64, 1024))
+
+
+def test_the_sweep_measures_growth_recall_and_the_laws():
+    """On untrained models: their loss is log 26 at every length, which is no collapse, and they recall nothing."""
+    toy = Toy(dim=8, depth=1, head_dim=8, test_size=64)
+    capacity = Capacity((2, 3), (8,), 16, (8,), toy=toy)
+    trained = {}
+    for name, arm in capacity.arms().items():
+        params = jax.jit(arm.model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+        trained[name] = Trained(arm, params, {}, [], 0.0)
+    found = capacity.measure(trained, jax.random.key(1))
+    assert found["growth/N2_T8"] == pytest.approx(1, abs=0.2) and found["recall/N3_T8_8"] < 0.5
+    assert found["N_S, millions/N3"] == pytest.approx(2 * 8 * 3 / 1e6)
+    assert found["T_forget, thousand tokens/N2"] == 0.008 and found["T_recall, thousand tokens/N2"] == 0
+    assert found["law of T_forget/slope"] == pytest.approx(0, abs=1e-6) and found["law of T_forget/offset"] == 0.008
+    assert "law of T_recall/base" not in found, "two sizes are too few for three numbers"
+    assert list(capacity.figures(trained, found)) == ["capacity.png"]
 
 
 def test_wrong_fields_say_what_would_be_right():
