@@ -18,11 +18,13 @@ from experiments.papers.stuffed_mamba import (
     LanguageModelling,
     Toy,
     greedy_answers,
+    passkey_scores,
     query_scores,
     stand_in,
 )
 from zoo.layers import batch_axes, rows_back
 from zoo.tasks import PasskeyStream
+from zoo.tasks.passkey import FILLER, PREFIX, SUFFIX, hidden_passkey
 
 PAPER = get("stuffed_mamba").presets["paper"]
 
@@ -99,6 +101,21 @@ def test_prompts_in_segments_are_answered_as_in_one_call():
     assert greedy_answers(model, params, prompts, segment=4, new_tokens=3) == np.asarray(whole).tolist()
     last = zoo.generate(model, params, [p[-4:] for p in prompts], max_new_tokens=3, temperature=0.0).tokens
     assert greedy_answers(model, params, prompts, segment=4, new_tokens=3, keep=4) == np.asarray(last).tolist()
+
+
+def test_passkeys_are_asked_with_a_tokenizer_file(tmp_path):
+    """An untrained model finds none; every cell of the heat map is there."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = sorted({*(PREFIX + FILLER + SUFFIX + hidden_passkey("11111")).split()})
+    level = tokenizers.models.WordLevel({word: i for i, word in enumerate(["?", *words])}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(level)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = dataclasses.replace(
+        SMALL, time=32, tokenizer=str(tmp_path / "tokenizer.json"), passkey_lengths=(80,), passkey_samples=10
+    )
+    found = passkey_scores(config, *tiny(), "base")
+    assert found["passkey/base_80"] == 0 == found["T_recall, thousand tokens/base"] and len(found) == 12
 
 
 def test_scores_read_the_last_tokens_of_a_sequence():
