@@ -23,8 +23,8 @@ Options that change the recurrence of a trained model, with the same parameters,
     max_norm                           the state of a head is scaled down to this Frobenius norm after every step
     max_chunk_norm                     ... at the ends of chunks only: faster, and not the same; see ``zoo.scans.clipped``
     window                             the state is that of the last r tokens, exactly: ``zoo.scans.windowed``
-    dt_scale                           delta_t times a factor, as for longer contexts by LongMamba (Ye et al. 2025) and
-                                       MambaExtend (Azizi et al. 2025): a baseline
+    dt_scale                           delta_t times a factor: a baseline, of the kind of MambaExtend (Azizi et al. 2025)
+                                       and LongMamba (Ye et al. 2025)
 
 Initialisation: A_log the logarithm of numbers drawn uniformly from ``a_range``; b_dt as in Mamba; skip = 1, scale = 1.
 Norm before and residual after are those of ``zoo.models.Block``. Step sizes, decays and states are float32 whatever
