@@ -58,10 +58,11 @@ class Training:
       batch_size: examples per optimiser step; divisible by the number of devices times ``accumulate``.
       optimizer: "adamw", "adam", "lion", "rmsprop" or "sgd".
       learning_rate: peak learning rate.
-      schedule: after the warm-up: "constant", "cosine" (to ``final_scale`` of the peak), "linear" (likewise) or
-        "inverse_sqrt".
+      schedule: after the warm-up: "constant", "cosine" (to ``final_scale`` of the peak), "linear" (likewise),
+        "inverse_sqrt", or "wsd" (warm-up, stable, decay: constant, at last linear to ``final_scale``).
       warmup: steps of linear warm-up from 0.
-      final_scale: end of a cosine or linear schedule, as a share of the peak.
+      final_scale: end of a cosine, linear or wsd schedule, as a share of the peak.
+      decay_share: of all steps, in which a wsd schedule falls.
       b1, b2, eps: Adam's decay rates and epsilon; b1 is the momentum of sgd.
       weight_decay: decoupled decay (adamw, lion), on parameters with at least two axes that are not ``slow``.
       slow: regular expressions on parameter paths such as "layers/.*/log_step": these parameters get no weight decay,
@@ -85,6 +86,7 @@ class Training:
     schedule: str = "constant"
     warmup: int = 0
     final_scale: float = 0.0
+    decay_share: float = 0.1
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8

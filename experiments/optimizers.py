@@ -15,7 +15,7 @@ from zoo.checks import check_choice, check_positive
 
 OPTIMIZERS = ("adamw", "adam", "lion", "rmsprop", "sgd")
 DECAYED = ("adamw", "lion")
-SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
 
 
 def validate(training: Training, num_devices: int = 1) -> None:
@@ -36,6 +36,8 @@ def validate(training: Training, num_devices: int = 1) -> None:
     for name in ("clip_norm", "clip_value"):
         if getattr(training, name) is not None and not getattr(training, name) > 0:
             raise UsageError(f"training.{name} must be positive or None, got {getattr(training, name)!r}")
+    if not 0 <= training.decay_share <= 1:
+        raise UsageError(f"training.decay_share must lie in [0, 1], got {training.decay_share!r}")
     for name in ("b1", "b2", "ema"):
         if getattr(training, name) is not None and not 0 <= getattr(training, name) < 1:
             raise UsageError(f"training.{name} must lie in [0, 1), got {getattr(training, name)!r}")
@@ -72,6 +74,14 @@ def learning_rate(training: Training) -> optax.Schedule:
 
         def after(step):
             return peak * jnp.sqrt(offset / (step + offset))
+    elif training.schedule == "wsd":
+        # the last steps of the whole run, but none of the warm-up: they begin later where that is longer than the rest
+        decay = min(rest, round(training.decay_share * training.steps))
+        after = (
+            optax.linear_schedule(peak, peak * training.final_scale, decay, rest - decay)
+            if decay
+            else (optax.constant_schedule(peak))
+        )
     else:
         after = optax.constant_schedule(peak)
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after

@@ -20,12 +20,22 @@ PARAMS = {"params": {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
         ("linear", {5: 0.5, 10: 1.0, 60: 0.55, 110: 0.1}),
         ("cosine", {10: 1.0, 60: 0.55, 110: 0.1}),
         ("inverse_sqrt", {5: 0.5, 10: 1.0, 40: 0.5}),
+        ("wsd", {5: 0.5, 10: 1.0, 99: 1.0, 104.5: 0.55, 110: 0.1}),
     ],
 )
 def test_schedules_pass_through_their_corners(schedule, values):
     rate = learning_rate(Training(steps=110, learning_rate=1.0, warmup=10, schedule=schedule, final_scale=0.1))
     for step, value in values.items():
         np.testing.assert_allclose(rate(step), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("share", "values"), [(0.0, {10: 1.0, 110: 1.0}), (0.5, {54: 1.0, 55: 1.0, 110: 0.0}), (1.0, {10: 1.0, 60: 0.5})]
+)
+def test_a_wsd_schedule_falls_over_its_share_of_all_steps_and_never_in_the_warm_up(share, values):
+    rate = learning_rate(Training(steps=110, learning_rate=1.0, warmup=10, schedule="wsd", decay_share=share))
+    for step, value in values.items():
+        np.testing.assert_allclose(rate(step), value, atol=1e-6)
 
 
 def test_slow_parameters_get_their_own_rate_and_no_decay():
@@ -82,6 +92,8 @@ def test_every_optimizer_descends(name):
         ({"batch_size": 30}, "the nearest that is: 32"),
         ({"batch_size": 8, "accumulate": 4}, "4 devices x accumulate=4"),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),
+        ({"schedule": "wds"}, "did you mean 'wsd'"),
+        ({"decay_share": 1.5}, r"decay_share must lie in \[0, 1\]"),
         ({"clip_norm": 0.0}, "clip_norm must be positive or None"),
         ({"optimizer": "sgd", "weight_decay": 0.1}, "needs training.optimizer adamw or lion"),
         ({"slow": ("(",)}, "not a regular expression"),

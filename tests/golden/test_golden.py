@@ -68,6 +68,15 @@ def test_what_differs_fails(tmp_path, adapter, capsys, change, words):
     assert words in printed
 
 
+def test_text_agrees_or_does_not(tmp_path, adapter, capsys):
+    path = write(tmp_path, **{"outputs/text": np.array(["one", "two"])})
+    adapter.change = lambda r: {**r, "outputs/text": np.array(["one", "two"])}
+    assert main([str(path)]) == 0
+    adapter.change = lambda r: {**r, "outputs/text": np.array(["one", "too"])}
+    assert main([str(path)]) == 1
+    assert "outputs/text differs at [1]" in capsys.readouterr().out
+
+
 def test_a_missing_adapter_and_a_broken_file_fail_in_one_line(tmp_path, adapter, capsys):
     other = tmp_path / "unheard_of"
     other.mkdir()

@@ -91,3 +91,46 @@ def test_step_sizes_stay_between_their_limits():
 def test_wrong_options_say_what_would_be_right(name, options, words, as_users_see_it):
     with pytest.raises(ValueError, match=words):
         zoo.create(name, dim=8, **options).init(jax.random.key(0), jnp.zeros((1, 4, 8)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"window": 0}, "window must be a positive integer"),
+        ({"retention_scale": 0.0}, r"retention_scale must be in \(0, 1\]"),
+        ({"retention_scale": 1.01}, r"retention_scale must be in \(0, 1\]"),
+        ({"insertion_scale": (1.0, -1.0, 1.0, 1.0)}, "insertion_scale must be positive"),
+        ({"insertion_scale": (1.0, 1.0)}, "a tuple of 4, one per head"),
+        ({"dt_scale": 0.0}, "dt_scale must be positive"),
+        ({"max_norm": 0.0}, "max_norm must be positive"),
+        ({"max_chunk_norm": -1.0, "chunk_size": 2}, "max_chunk_norm must be positive"),
+        ({"max_chunk_norm": 1.0}, "max_chunk_norm needs chunk_size"),
+        ({"max_norm": 1.0, "window": 2}, "only one of max_norm, max_chunk_norm and window"),
+    ],
+)
+def test_changes_of_the_recurrence_that_cannot_be_are_refused(options, words, as_users_see_it):
+    with pytest.raises(ValueError, match=words):
+        zoo.create("mamba2", dim=8, head_dim=4, state_dim=2, **options).init(jax.random.key(0), jnp.zeros((1, 4, 8)))
+
+
+def test_a_window_is_what_starting_anew_on_the_last_tokens_gives():
+    """One layer's output at a step hangs on the last ``window`` tokens' keys and values; the convolution sees on."""
+    _, _, x = made("mamba2")
+    options = {**SMALL["mamba2"], "conv_size": 1}
+    plain = zoo.create("mamba2", dim=8, **options)
+    params = plain.init(jax.random.key(0), x)
+    y, _ = jax.jit(plain.clone(window=5).apply)(params, x)
+    np.testing.assert_allclose(y[:, -1], jax.jit(plain.apply)(params, x[:, -5:])[0][:, -1], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(y[:, -1], jax.jit(plain.apply)(params, x)[0][:, -1], atol=1e-3)
+
+
+def test_clipping_at_the_ends_of_chunks_is_another_bound_than_clipping_every_step():
+    module, params, x = made("mamba2")
+    free, last = module.apply({"params": params}, x)
+    bound = 0.5 * float(jnp.min(jnp.linalg.norm(last.hidden, axis=(-2, -1))))
+    _, each = module.clone(max_norm=bound).apply({"params": params}, x)
+    y, chunked = module.clone(max_chunk_norm=bound, chunk_size=4).apply({"params": params}, x)
+    for state in (each, chunked):
+        assert np.all(np.linalg.norm(state.hidden, axis=(-2, -1)) <= bound * 1.0001)
+    np.testing.assert_allclose(y[:, :4], free[:, :4], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(each.hidden, chunked.hidden, rtol=1e-3)

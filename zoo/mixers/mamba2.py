@@ -15,15 +15,27 @@ With x_t [D] the (normalised) input, E = H P the inner width of H heads, N the s
 The norm comes after the gate. This is linear attention with queries C, keys B, values delta v and a decay:
 ``zoo.scans.linear_attention`` has its sequential, chunkwise and kernel forms, all with the same numbers.
 
+Long contexts. A state that was made for more than it was trained on is never taught to forget, and past the training
+length it can break down (Chen et al. 2024, Stuffed Mamba, arXiv 2410.07145; ``zoo.analysis.state_collapse`` measures it).
+Options that change the recurrence of a trained model, with the same parameters, all off by default (see ``ssd``):
+
+    retention_scale, insertion_scale   exp(delta_t A) times s_a, B_t times s_B: forgets more, remembers less
+    max_norm                           the state of a head is scaled down to this Frobenius norm after every step
+    max_chunk_norm                     ... at the ends of chunks only: faster, and not the same; see ``zoo.scans.clipped``
+    window                             the state is that of the last r tokens, exactly: ``zoo.scans.windowed``
+    dt_scale                           delta_t times a factor: a baseline, of the kind of MambaExtend (Azizi et al. 2025)
+                                       and LongMamba (Ye et al. 2025)
+
 Initialisation: A_log the logarithm of numbers drawn uniformly from ``a_range``; b_dt as in Mamba; skip = 1, scale = 1.
 Norm before and residual after are those of ``zoo.models.Block``. Step sizes, decays and states are float32 whatever
 ``dtype``.
 
-Time O(B T (D E + E N)), parallel over time by chunks; state: E N numbers per row, and the last taps - 1 values of u.
+Time O(B T (D E + E N)), parallel over time by chunks (``max_norm``: T dependent steps); state: E N numbers per row, and the
+last taps - 1 values of u; with ``window`` r also the last r values of delta v, B and delta A.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -39,16 +51,175 @@ from zoo.layers.norms import rms_norm
 from zoo.layers.projections import linear
 from zoo.layers.step_sizes import check_step_sizes, step_size_bias, symmetric_uniform
 from zoo.registry import register
-from zoo.scans import linear_attention
+from zoo.scans import (
+    WindowRing,
+    chunk_clipped_linear_attention,
+    clipped_linear_attention,
+    linear_attention,
+    windowed_linear_attention,
+)
+
+PerHead = float | tuple[float, ...]
 
 
 @struct.dataclass
 class Mamba2State:
-    """Carried state: ``hidden`` [B, H, N, P]; ``history`` [B, taps - 1, E + 2 G N] of u; ``age`` [B], tokens so far."""
+    """Carried state: ``hidden`` [B, H, N, P]; ``history`` [B, taps - 1, E + 2 G N] of u; ``age`` [B], tokens so far;
+    ``ring``, the inputs of the last ``window`` tokens, None without a window."""
 
     hidden: Float[Array, "B H N P"]
     history: Float[Array, "B K C"]
     age: Int[Array, " B"]
+    ring: WindowRing | None = None
+
+
+def ssd(
+    x: Float[Array, "B T H P"],
+    delta: Float[Array, "B T H"],
+    A: Float[Array, " H"],
+    B: Float[Array, "B T G N"],
+    C: Float[Array, "B T G N"],
+    D: Float[Array, " H"],
+    hidden: Float[Array, "B H N P"] | None = None,
+    ring: WindowRing | None = None,
+    *,
+    retention_scale: PerHead = 1.0,
+    insertion_scale: PerHead = 1.0,
+    max_norm: float | None = None,
+    max_chunk_norm: float | None = None,
+    window: int | None = None,
+    reset: Bool[Array, "B T"] | None = None,
+    method: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Float[Array, "B T H P"], Float[Array, "B H N P"], WindowRing | None]:
+    """The recurrence ``S_t = s_a exp(delta_t A) S_{t-1} + s_B B_t (delta_t x_t)^T``, ``y_t = C_t S_t + D x_t``.
+
+    Args:
+      x: values of every head.
+      delta: step sizes > 0, in at least float32.
+      A: rates < 0.
+      B: keys; with G groups of heads.
+      C: queries.
+      D: skip connection.
+      hidden: state before the first token; zeros when None.
+      ring: with ``window`` what goes with ``hidden``; both or neither.
+      retention_scale: s_a in (0, 1], for all heads or one number per head. It multiplies the decay; as an exponent it
+        would make it larger.
+      insertion_scale: s_B > 0, likewise.
+      max_norm: bound on the norm of a head's state after every step.
+      max_chunk_norm: bound at the end of every ``chunk_size`` steps of this call, and at its end.
+      window: the state is that of the last ``window`` tokens.
+      reset: True at the first token of a new document.
+      method: how the scan is computed, see ``zoo.scans.linear_attention``; with ``window`` see
+        ``zoo.scans.windowed_linear_attention``.
+      chunk_size: steps per chunk, likewise.
+
+    Returns:
+      (y in at least float32, state after the last token, the ring after it or None).
+
+    Raises:
+      ValueError: a scale or bound that is not positive, a window below 1, or two of ``max_norm``, ``max_chunk_norm`` and
+        ``window``.
+    """
+    check_mitigation(A.shape[0], retention_scale, insertion_scale, max_norm, max_chunk_norm, window, chunk_size)
+    wide = accumulator(x.dtype)
+    decay = A.astype(wide) * delta
+    values = delta[..., None] * x
+    if retention_scale != 1:
+        decay = decay + jnp.log(jnp.asarray(retention_scale, wide))
+    if insertion_scale != 1:
+        values = values * jnp.broadcast_to(jnp.asarray(insertion_scale, wide), A.shape)[:, None]
+    if reset is not None:
+        decay = jnp.where(reset[..., None], -jnp.inf, decay)
+    inputs = (C, B, values.astype(x.dtype), decay, hidden)
+    if window is not None:
+        y, hidden, ring = windowed_linear_attention(*inputs, ring, window=window, method=method)
+    elif max_norm is not None:
+        y, hidden = clipped_linear_attention(*inputs, max_norm=max_norm)
+    elif max_chunk_norm is not None:
+        y, hidden = chunk_clipped_linear_attention(*inputs, max_norm=max_chunk_norm, chunk_size=chunk_size)
+    else:
+        y, hidden = linear_attention(*inputs, method=method, chunk_size=chunk_size)
+    return y.astype(wide) + D[:, None] * x, hidden, ring
+
+
+def check_mitigation(
+    heads: int,
+    retention_scale: PerHead,
+    insertion_scale: PerHead,
+    max_norm: float | None,
+    max_chunk_norm: float | None,
+    window: int | None,
+    chunk_size: int | None,
+    dt_scale: PerHead = 1.0,
+) -> None:
+    """Checks the options of ``ssd`` that change the recurrence; ValueError names the one that cannot be."""
+    scales = {"retention_scale": retention_scale, "insertion_scale": insertion_scale, "dt_scale": dt_scale}
+    for name, scale in scales.items():
+        each = scale if isinstance(scale, tuple) else (scale,)
+        if isinstance(scale, tuple) and len(scale) != heads:
+            raise ValueError(f"{name} must be a number or a tuple of {heads}, one per head, got {len(scale)} numbers")
+        if not all(s > 0 and (name != "retention_scale" or s <= 1) for s in each):
+            raise ValueError(f"{name} must be {'in (0, 1]' if name == 'retention_scale' else 'positive'}, got {scale}")
+    for name, bound in {"max_norm": max_norm, "max_chunk_norm": max_chunk_norm}.items():
+        if bound is not None and not bound > 0:
+            raise ValueError(f"{name} must be positive or None, got {bound}")
+    if window is not None:
+        check_positive("window", window)
+    if sum(option is not None for option in (max_norm, max_chunk_norm, window)) > 1:
+        raise ValueError("only one of max_norm, max_chunk_norm and window can be given")
+    if max_chunk_norm is not None and chunk_size is None:
+        raise ValueError("max_chunk_norm needs chunk_size: the steps after which the state is scaled down")
+
+
+class Selection(NamedTuple):
+    """What Mamba-2 makes of its inputs before the recurrence.
+
+    Attributes:
+      gate: z [B, T, E].
+      u: [B, T, E + 2 G N], inputs of the convolution.
+      values: v [B, T, H, P].
+      keys: B [B, T, G, N].
+      queries: C [B, T, G, N].
+      delta: [B, T, H], in at least float32.
+      age: [B, T], position in the document.
+    """
+
+    gate: Float[Array, "B T E"]
+    u: Float[Array, "B T F"]
+    values: Float[Array, "B T H P"]
+    keys: Float[Array, "B T G N"]
+    queries: Float[Array, "B T G N"]
+    delta: Float[Array, "B T H"]
+    age: Int[Array, "B T"]
+
+
+def select(
+    params: Mapping[str, Array],
+    x: Float[Array, "B T D"],
+    state: Mamba2State,
+    *,
+    groups: int = 1,
+    dt_limits: tuple[float, float] = (0.0, float("inf")),
+    dt_scale: PerHead = 1.0,
+    reset: Bool[Array, "B T"] | None = None,
+) -> Selection:
+    """The part of ``mamba2`` before its recurrence; arguments are those of ``mamba2``."""
+    inner, heads = params["scale"].shape[0], params["A_log"].shape[0]
+    channels = params["kernel"].shape[1]
+    wide = accumulator(x.dtype)
+    gate, u, rough = jnp.split(linear(x, params, "input"), (inner, inner + channels), axis=-1)
+    age = document_positions(reset, state.age, shape=x.shape[:2])
+    mixed = depthwise_convolution(u, params["kernel"], age, history=state.history)
+    if "bias" in params:
+        mixed = mixed + params["bias"].astype(x.dtype)
+    v, b, c = jnp.split(jax.nn.silu(mixed), (inner, (inner + channels) // 2), axis=-1)
+    v = v.reshape(*v.shape[:2], heads, -1)
+    b, c = (a.reshape(*a.shape[:2], groups, -1) for a in (b, c))
+    delta = jnp.clip(jax.nn.softplus(rough.astype(wide) + params["dt_bias"]), *dt_limits)
+    if dt_scale != 1:
+        delta = delta * jnp.asarray(dt_scale, wide)
+    return Selection(gate, u, v, b, c, delta, age)
 
 
 def mamba2(
@@ -62,6 +233,8 @@ def mamba2(
     reset: Bool[Array, "B T"] | None = None,
     method: str = "auto",
     chunk_size: int | None = None,
+    dt_scale: PerHead = 1.0,
+    **mitigation: Any,
 ) -> tuple[Float[Array, "B T D"], Mamba2State]:
     """The layer of the module docstring.
 
@@ -75,34 +248,26 @@ def mamba2(
       dt_limits: step sizes are kept between these.
       norm_eps: of the norm.
       reset: True at the first token of a new document.
-      method: how the scan is computed, see ``zoo.scans.linear_attention``.
+      method: how the scan is computed, see ``ssd``.
       chunk_size: steps per chunk, likewise.
+      dt_scale: multiplies the step sizes, for all heads or one number per head.
+      **mitigation: ``retention_scale``, ``insertion_scale``, ``max_norm``, ``max_chunk_norm``, ``window`` of ``ssd``.
 
     Returns:
       (y, state after the last token); y has x's dtype.
     """
-    inner, heads = params["scale"].shape[0], params["A_log"].shape[0]
-    channels = params["kernel"].shape[1]
-    wide = accumulator(x.dtype)
-    gate, u, rough = jnp.split(linear(x, params, "input"), (inner, inner + channels), axis=-1)
-    age = document_positions(reset, state.age, shape=x.shape[:2])
-    mixed = depthwise_convolution(u, params["kernel"], age, history=state.history)
-    if "bias" in params:
-        mixed = mixed + params["bias"].astype(x.dtype)
-    v, b, c = jnp.split(jax.nn.silu(mixed), (inner, (inner + channels) // 2), axis=-1)
-    v = v.reshape(*v.shape[:2], heads, -1)
-    b, c = (a.reshape(*a.shape[:2], groups, -1) for a in (b, c))
-    delta = jnp.clip(jax.nn.softplus(rough.astype(wide) + params["dt_bias"]), *dt_limits)
-    decay = -jnp.exp(params["A_log"].astype(wide)) * delta
-    if reset is not None:
-        decay = jnp.where(reset[..., None], -jnp.inf, decay)
-    values = (delta[..., None] * v).astype(x.dtype)
-    y, hidden = linear_attention(c, b, values, decay, state.hidden, method=method, chunk_size=chunk_size)
-    y = y.astype(wide) + params["skip"][:, None] * v
-    y = y.reshape(*y.shape[:2], groups, -1) * jax.nn.silu(gate.astype(wide)).reshape(*y.shape[:2], groups, -1)
-    y = rms_norm(y, jnp.ones(y.shape[-1], y.dtype), norm_eps).reshape(*y.shape[:2], inner) * params["scale"]
-    history = recent(u, params["kernel"].shape[0] - 1, state.history)
-    return linear(y.astype(x.dtype), params, "output"), Mamba2State(hidden, history, age[:, -1] + 1)
+    made = select(params, x, state, groups=groups, dt_limits=dt_limits, dt_scale=dt_scale, reset=reset)
+    wide = made.delta.dtype
+    A = -jnp.exp(params["A_log"].astype(wide))
+    y, hidden, ring = ssd(
+        made.values, made.delta, A, made.keys, made.queries, params["skip"], state.hidden, state.ring, reset=reset,
+        method=method, chunk_size=chunk_size, **mitigation,
+    )  # fmt: skip
+    y = y.reshape(*y.shape[:2], groups, -1) * jax.nn.silu(made.gate.astype(wide)).reshape(*y.shape[:2], groups, -1)
+    y = rms_norm(y, jnp.ones(y.shape[-1], y.dtype), norm_eps).reshape(made.gate.shape) * params["scale"]
+    history = recent(made.u, params["kernel"].shape[0] - 1, state.history)
+    state = Mamba2State(hidden, history, made.age[:, -1] + 1, ring)
+    return linear(y.astype(x.dtype), params, "output"), state
 
 
 @register(
@@ -110,6 +275,16 @@ def mamba2(
     variants={
         "default": {"state_dim": 4, "head_dim": 4},
         "grouped": {"state_dim": 3, "head_dim": 2, "groups": 2, "expand": 1, "dt_limits": (0.01, 0.05), "conv_size": 3},
+        "window": {
+            "state_dim": 3,
+            "head_dim": 4,
+            "groups": 2,
+            "window": 4,
+            "retention_scale": 0.9,
+            "insertion_scale": (0.5, 0.75, 1.0, 2.0),
+            "dt_scale": 0.7,
+        },
+        "max_norm": {"state_dim": 4, "head_dim": 8, "max_norm": 0.02},
     },
 )
 class Mamba2(nn.Module):
@@ -130,6 +305,8 @@ class Mamba2(nn.Module):
       use_bias: the first and the last projection have biases.
       conv_bias: the convolution has one.
       chunk_size: steps per chunk; None: chosen from the shape.
+      retention_scale, insertion_scale, max_norm, max_chunk_norm, window: change the recurrence, see ``ssd``.
+      dt_scale: multiplies the step sizes, for all heads or one number per head.
       dtype: compute dtype of the projections; the recurrence runs in at least float32.
     """
 
@@ -148,6 +325,12 @@ class Mamba2(nn.Module):
     use_bias: bool = False
     conv_bias: bool = True
     chunk_size: int | None = None
+    retention_scale: PerHead = 1.0
+    insertion_scale: PerHead = 1.0
+    max_norm: float | None = None
+    max_chunk_norm: float | None = None
+    window: int | None = None
+    dt_scale: PerHead = 1.0
     dtype: str = "float32"
 
     causal: ClassVar[bool] = True
@@ -170,13 +353,27 @@ class Mamba2(nn.Module):
             )
         if not 0 < self.a_range[0] <= self.a_range[1]:
             raise ValueError(f"a_range must be two numbers 0 < low <= high, got {self.a_range}")
+        mitigation = {
+            name: getattr(self, name)
+            for name in ("retention_scale", "insertion_scale", "max_norm", "max_chunk_norm", "window")
+        }
+        check_mitigation(self._sizes()[2], **mitigation, chunk_size=self.chunk_size, dt_scale=self.dt_scale)
         initial = self.initial_state(x.shape[0])
-        if state is not None:
+        if state is None:
+            state = initial
+        else:
             check_state(state, initial)
+        params, x = self._params(), x.astype(self.dtype)
+        options = {
+            "groups": self.groups, "dt_limits": (low, float("inf") if high is None else high),
+            "dt_scale": self.dt_scale, "reset": reset,
+        }  # fmt: skip
+        if self.is_mutable_collection("diagnostics") and not self.is_initializing():
+            made = select(params, x, state, **options)
+            for name, value in {"delta": made.delta, "keys": made.keys, "A": -jnp.exp(params["A_log"])}.items():
+                self.sow("diagnostics", name, value)
         return mamba2(
-            self._params(), x.astype(self.dtype), initial if state is None else state, groups=self.groups,
-            dt_limits=(low, float("inf") if high is None else high), norm_eps=self.norm_eps, reset=reset,
-            chunk_size=self.chunk_size,
+            params, x, state, **options, norm_eps=self.norm_eps, chunk_size=self.chunk_size, **mitigation
         )  # fmt: skip
 
     def _params(self) -> dict[str, Array]:
@@ -211,8 +408,13 @@ class Mamba2(nn.Module):
     def initial_state(self, batch_size: int, dtype: str | None = None) -> Mamba2State:
         """Zeros; ``dtype`` is the storage dtype of the convolution's history."""
         _, channels, heads = self._sizes()
+        ring = None
+        if self.window is not None:
+            sizes = (self.groups, heads, self.state_dim, self.head_dim)
+            ring = WindowRing.empty(batch_size, self.window, *sizes, self.dtype)
         return Mamba2State(
             jnp.zeros((batch_size, heads, self.state_dim, self.head_dim), accumulator(self.dtype)),
             jnp.zeros((batch_size, self.conv_size - 1, channels), dtype or self.dtype),
             jnp.zeros(batch_size, jnp.int32),
+            ring,
         )

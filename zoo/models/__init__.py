@@ -8,6 +8,7 @@ from zoo.models.event_model import EventModel, EventModelState, EventPrediction
 from zoo.models.forecaster import Forecaster
 from zoo.models.language_model import LanguageModel, LanguageModelState
 from zoo.models.matching import MatchingClassifier
+from zoo.models.mixer_options import with_mixer_options
 from zoo.models.ngram import NGram, fit_ngram, ngram_entropy, ngram_log_probs
 from zoo.models.stack import Block, Stack
 from zoo.models.universal_transformer import (
@@ -39,4 +40,5 @@ __all__ = [
     "fit_ngram",
     "ngram_entropy",
     "ngram_log_probs",
+    "with_mixer_options",
 ]

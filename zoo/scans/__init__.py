@@ -7,6 +7,10 @@
       gate_kernels, gate_products  ... products with the weights of several gates
     linear_attention           S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, y_t = q_t S_t: also RetNet, Mamba-2, GLA
       linear_attention_step    ... one step
+      windowed_linear_attention, WindowRing  ... over the last r steps only
+      window_difference        ... the states of that, from all states without a window
+      clipped_linear_attention, chunk_clipped_linear_attention  ... with a bound on the state's norm
+      clip_state               ... the bound itself
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
       softmax_pool             ... over all steps only, block by block
@@ -30,6 +34,7 @@ All of them accumulate in at least float32 and can be differentiated any number 
 from zoo.scans._auto import compiling_for
 from zoo.scans.affine import affine_scan
 from zoo.scans.chunked import linear_attention, linear_attention_step
+from zoo.scans.clipped import chunk_clipped_linear_attention, clip_state, clipped_linear_attention
 from zoo.scans.convolution import fft_convolution
 from zoo.scans.flashrnn import cell_counts, flashrnn, register_cell
 from zoo.scans.halting import Halting, adaptive_halting
@@ -46,16 +51,21 @@ from zoo.scans.recurrent import gate_kernels, gate_products, matmul, recurrent_s
 from zoo.scans.selective import selective_scan
 from zoo.scans.softmax import SoftmaxState, softmax_merge, softmax_pool, softmax_prefix_statistics, softmax_scan
 from zoo.scans.tree import tree_reduce
+from zoo.scans.windowed import WindowRing, window_difference, windowed_linear_attention
 
 __all__ = [
     "Halting",
     "NonConvergenceError",
     "SoftmaxState",
     "SolveDiagnostics",
+    "WindowRing",
     "adaptive_halting",
     "affine_scan",
     "cell_counts",
     "check_structure",
+    "chunk_clipped_linear_attention",
+    "clip_state",
+    "clipped_linear_attention",
     "compiling_for",
     "fft_convolution",
     "flashrnn",
@@ -76,4 +86,6 @@ __all__ = [
     "softmax_scan",
     "solve_recurrence",
     "tree_reduce",
+    "window_difference",
+    "windowed_linear_attention",
 ]

@@ -8,6 +8,7 @@ from zoo.tasks.base import Batch, HostTask, Task
 from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
 from zoo.tasks.cifar import SequentialCifar
 from zoo.tasks.digits import Digits, IdxDigits
+from zoo.tasks.document_streams import DocumentStreams, long_documents
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
 from zoo.tasks.indexed import IndexedTask
@@ -21,6 +22,7 @@ from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_
 from zoo.tasks.motifs import MotifClassification
 from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
 from zoo.tasks.parallel_text import ParallelText
+from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
 from zoo.tasks.reversal import Reversal
@@ -42,6 +44,7 @@ __all__ = [
     "DelayedRecall",
     "Digits",
     "DocumentRetrieval",
+    "DocumentStreams",
     "EventSequences",
     "Events",
     "FeatureCaptions",
@@ -64,6 +67,7 @@ __all__ = [
     "OfflineTrajectories",
     "ParallelText",
     "Parity",
+    "PasskeyStream",
     "Pathfinder",
     "PointMass",
     "Reversal",
@@ -83,7 +87,10 @@ __all__ = [
     "edit_distance",
     "error_rate",
     "load_tokens",
+    "long_documents",
     "normalised_return",
+    "passkey_accuracy",
+    "passkey_prompt",
     "perplexity",
     "word_accuracy",
 ]
