@@ -13,14 +13,15 @@ from zoo.layers.attention import (
 )
 from zoo.layers.cell_initializers import cell_bias, cell_weight
 from zoo.layers.ctc import ctc_loss
-from zoo.layers.discretization import discretize
-from zoo.layers.hippo import legs, legs_eigen
+from zoo.layers.discretization import discretize, generalized_bilinear, zero_order_hold
+from zoo.layers.hippo import legs, legs_eigen, transition
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
 from zoo.layers.mlp import MLP
 from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
 from zoo.layers.norms import LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
 from zoo.layers.parallel_cell import CellSolver, head_projection, run_cell
 from zoo.layers.positions import sinusoidal_positions
+from zoo.layers.quasiseparable import Quasiseparable, discretize_structured, structured_transition
 from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "CellSolver",
     "LayerNorm",
     "Nonlinearity",
+    "Quasiseparable",
     "RMSNorm",
     "accuracy",
     "attention_parameters",
@@ -38,7 +40,9 @@ __all__ = [
     "cross_entropy",
     "ctc_loss",
     "discretize",
+    "discretize_structured",
     "document_positions",
+    "generalized_bilinear",
     "grouped_attention",
     "head_projection",
     "layer_norm",
@@ -57,7 +61,10 @@ __all__ = [
     "run_cell",
     "sinusoidal_positions",
     "split_floating",
+    "structured_transition",
+    "transition",
     "unroll_ring",
     "windowed_attention",
     "z_loss",
+    "zero_order_hold",
 ]
