@@ -18,9 +18,10 @@ from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, nor
 from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
+from zoo.tasks.resampling import Resampled
 from zoo.tasks.reversal import Reversal
 from zoo.tasks.text_streams import TextStreams, load_tokens
-from zoo.tasks.timeseries import UEAClassification
+from zoo.tasks.timeseries import SeriesRegression, UEAClassification
 from zoo.tasks.token_file import TokenFile
 
 __all__ = [
@@ -52,7 +53,9 @@ __all__ = [
     "ParallelText",
     "Parity",
     "PointMass",
+    "Resampled",
     "Reversal",
+    "SeriesRegression",
     "SeriesWindows",
     "ShapeCaptions",
     "SumOfSines",
