@@ -274,7 +274,7 @@ def memory(config: Config, key: jax.Array) -> dict[str, np.ndarray]:
         scores = []
         for dt in probe.dt:
             with jax.enable_x64(True):
-                a_bar, b_bar = map(np.asarray, generalized_bilinear(a, b, dt))
+                a_bar, b_bar = map(np.asarray, generalized_bilinear(*map(jnp.asarray, (a, b, dt))))
             scores.append(memory_probe(a_bar, b_bar, probe.lags, noise))
         found[name] = max(scores, key=np.mean)
     return found
