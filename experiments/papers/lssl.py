@@ -11,9 +11,13 @@ The quick preset has the paper's claims in three parts:
 And exact checks: the views of the layer agree in single and double precision.
 
 All arms are the same classifier but for the mixer: a linear map of the inputs to ``dim``, ``depth`` pre-norm residual
-blocks of the mixer, the mean over time, a linear head. ``--preset=paper`` is sequential MNIST; ``--set=data.form=permuted``
-permutes it, and ``--set=problem=regression --set=series=FOLDER`` takes a regression problem of the TSER archive
-(BIDMC32HR, BIDMC32RR, BIDMC32SpO2) instead.
+blocks of the mixer, the mean over time, a linear head. ``--preset=paper`` is sequential MNIST, and permuted with
+``--set=data.form=permuted``. ``--set=problem=...`` takes another problem of the paper:
+
+    regression   a problem of the TSER archive in the folder ``series``: BIDMC32HR, BIDMC32RR or BIDMC32SpO2
+    cifar        sequential CIFAR-10, grey, from the folder ``cifar``
+    speech       ten words of Speech Commands from the folder ``speech``, raw or ``--set=speech_form=mfcc``; raw with
+                 ``--set=dt_min=1e-4 --set=dt_max=1e-2 --set=training.batch_size=32``
 """
 
 import dataclasses
@@ -27,7 +31,7 @@ import numpy as np
 
 import zoo
 from experiments import stand_ins
-from experiments.arms import classification, model_inputs, supervised
+from experiments.arms import classification, classification_of_files, model_inputs, supervised
 from experiments.experiment import Arm, Check, Experiment, Trained, Training, register
 from experiments.papers.digits import Data, whole_split
 from zoo.analysis import band_limited_noise, memory_probe
@@ -35,9 +39,11 @@ from zoo.checks import check_choice
 from zoo.layers import generalized_bilinear, transition
 from zoo.mixers.lssl import SLOW_A, SLOW_DT, LSSLState, lssl_convolution, lssl_recurrence, lssl_system
 from zoo.models import SequenceClassifier
-from zoo.tasks import Resampled, SeriesRegression
+from zoo.tasks import Resampled, SequentialCifar, SeriesRegression, SpeechCommands
+from zoo.tasks.speech_commands import TEN_WORDS
 
-PROBLEMS = ("images", "regression")
+PROBLEMS = ("images", "regression", "cifar", "speech")
+FOLDERS = {"regression": "series", "cifar": "cifar", "speech": "speech"}  # the field with the folder of each
 FIXED = {"learn": "fixed", "learn_dt": False}
 # options of the lssl mixer beyond the sizes
 LAYERS: dict[str, dict[str, Any]] = {
@@ -76,9 +82,10 @@ class Config:
     """Sizes of all arms.
 
     Attributes:
-      problem: "images" (``data``) or "regression" (``series``).
+      problem: "images" (``data``), "regression" (``series``), "cifar" or "speech".
       data: which digits.
-      series: folder of a regression problem.
+      series, cifar, speech: folders of the other problems.
+      speech_form: "raw" or "mfcc".
       arms: which of ``ARMS`` are trained; checks on the others fail.
       dim, depth, state_dim: sizes of every arm.
       dt_min, dt_max: step sizes at initialisation.
@@ -98,7 +105,10 @@ class Config:
     problem: str = "images"
     data: Data = Data()
     series: str | None = None
-    arms: tuple[str, ...] = tuple(name for name in ARMS if name != "lssl_per_feature")
+    cifar: str | None = None
+    speech: str | None = None
+    speech_form: str = "raw"
+    arms: tuple[str, ...] = tuple(name for name in ARMS if name not in ("lssl_per_feature", "lssl_channels"))
     dim: int = 32
     depth: int = 2
     state_dim: int = 32
@@ -125,8 +135,9 @@ class Config:
         check_choice("problem", self.problem, PROBLEMS)
         for name in self.arms:
             check_choice("arms", name, ARMS)
-        if self.problem == "regression" and self.series is None:
-            raise ValueError("problem='regression' needs series, a folder with <Name>_TRAIN.ts and <Name>_TEST.ts")
+        folder = FOLDERS.get(self.problem)
+        if folder is not None and getattr(self, folder) is None:
+            raise ValueError(f"problem={self.problem!r} needs {folder}, the folder of its files")
 
 
 def mixer_of(config: Config, name: str) -> dict[str, Any]:
@@ -146,7 +157,7 @@ def model_of(config: Config, name: str, step_rescale: float = 1.0) -> SequenceCl
     if mixer["name"] == "lssl" and step_rescale != 1:
         mixer = {**mixer, "step_rescale": step_rescale}
     return SequenceClassifier(
-        num_outputs=10 if config.problem == "images" else 1, dim=config.dim, pattern=(mixer,), depth=config.depth,
+        num_outputs=1 if config.problem == "regression" else 10, dim=config.dim, pattern=(mixer,), depth=config.depth,
         mlp="none", norm="layer", dropout=config.dropout, remat=config.remat,
     )  # fmt: skip
 
@@ -167,8 +178,8 @@ def training_of(config: Config, name: str) -> Training:
 
 def arms(config: Config) -> dict[str, Arm]:
     """One arm per mixer."""
-    make = image_arm if config.problem == "images" else regression_arm
-    return {name: make(config, name) for name in config.arms}
+    make = {"images": image_arm, "regression": regression_arm, "cifar": cifar_arm, "speech": speech_arm}
+    return {name: make[config.problem](config, name) for name in config.arms}
 
 
 def image_arm(config: Config, name: str) -> Arm:
@@ -192,6 +203,37 @@ def image_arm(config: Config, name: str) -> Arm:
         found = {suffix: run(params, key, data) for suffix, run in evaluations.items()}
         accuracies = {f"accuracy{suffix}": metrics["accuracy"] for suffix, metrics in found.items()}
         return {"loss": found[""]["loss"], **accuracies}
+
+    return dataclasses.replace(arm, evaluate=evaluate)
+
+
+def cifar_arm(config: Config, name: str) -> Arm:
+    """Metrics ``accuracy`` and ``loss`` over the test images."""
+    train, test = SequentialCifar(config.cifar), SequentialCifar(config.cifar, "test")
+    return classification_of_files(
+        model_of(config, name), train, training_of(config, name), test=test, chunk=config.evaluation_chunk
+    )
+
+
+def speech_arm(config: Config, name: str) -> Arm:
+    """Metrics ``accuracy`` and ``loss`` over the test recordings; for state space layers on raw sound also
+    ``accuracy_rescaled`` and ``accuracy_unscaled``, on every second sample, with doubled step sizes and as they were."""
+    train, test = (
+        SpeechCommands(config.speech, split, config.speech_form, words=TEN_WORDS) for split in ("train", "test")
+    )
+    options = {"test": test, "chunk": config.evaluation_chunk}
+    arm = classification_of_files(model_of(config, name), train, training_of(config, name), **options)
+    if name in BASELINES or config.speech_form != "raw":
+        return arm
+    rescaled = classification_of_files(model_of(config, name, step_rescale=2), train, arm.training, **options)
+
+    def evaluate(params, key, data):
+        half = data._replace(inputs=data.inputs[:, ::2])
+        return {
+            **arm.evaluate(params, key, data),
+            "accuracy_rescaled": rescaled.evaluate(params, key, half)["accuracy"],
+            "accuracy_unscaled": arm.evaluate(params, key, half)["accuracy"],
+        }
 
     return dataclasses.replace(arm, evaluate=evaluate)
 
@@ -227,12 +269,17 @@ def regression_arm(config: Config, name: str) -> Arm:
 
 
 def stand_in(config: Config, folder: pathlib.Path) -> Config:
-    """Random images in place of MNIST's files and random series in place of the archive's, where they are not there."""
-    if config.problem == "regression" and not pathlib.Path(config.series).is_dir():
-        return dataclasses.replace(config, series=stand_ins.regression_series(folder))
-    if config.problem == "images" and config.data.path is not None and not pathlib.Path(config.data.path).is_dir():
+    """Random images, series or sounds in place of the files of the problem, where they are not there."""
+    path = config.data.path if config.problem == "images" else getattr(config, FOLDERS[config.problem])
+    if path is None or pathlib.Path(path).is_dir():
+        return config
+    if config.problem == "images":
         return dataclasses.replace(config, data=dataclasses.replace(config.data, path=stand_ins.digit_images(folder)))
-    return config
+    if config.problem == "regression":
+        return dataclasses.replace(config, series=stand_ins.regression_series(folder))
+    if config.problem == "cifar":
+        return dataclasses.replace(config, cifar=stand_ins.cifar_images(folder))
+    return dataclasses.replace(config, speech=stand_ins.spoken_words(folder, TEN_WORDS))
 
 
 def measure(config: Config, trained: Mapping[str, Trained], key: jax.Array) -> dict[str, float]:
@@ -341,7 +388,8 @@ def smoke_checks() -> tuple[Check, ...]:
 EXACT = {"float32": 1e-4, "float64": 1e-9}
 QUICK = Config()
 PAPER = Config(
-    data=Data(path="data/mnist"), series="data/BIDMC32HR", dim=256, depth=6, state_dim=256, dt_min=1e-3, dt_max=1e-1,
+    data=Data(path="data/mnist"), series="data/BIDMC32HR", cifar="data/cifar-10-batches-bin",
+    speech="data/speech_commands", dim=256, depth=6, state_dim=256, dt_min=1e-3, dt_max=1e-1,
     halve_legt=True, random_scale=None, random_damping=0.0, dropout=0.1, evaluation_chunk=100, trained_rate=1e-3,
     baseline_rate=1e-3, arms=("lssl", "fixed_legs", "fixed_random", "lssl_channels", "lstm", "gru"), remat=True,
     training=Training(

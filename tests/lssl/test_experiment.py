@@ -11,6 +11,7 @@ from experiments import stand_ins
 from experiments.experiment import get
 from experiments.optimizers import optimizer, parameter_path
 from experiments.papers import lssl
+from zoo.tasks import HostTask
 
 
 def steps_of(config, name):
@@ -69,8 +70,17 @@ def test_the_second_rate_uses_the_same_parameters():
 
 
 def test_the_paper_preset_names_what_it_reads(tmp_path):
+    """Every problem of the paper makes its batches from files of the right layout."""
     experiment = get("lssl")
-    config = experiment.stand_in(experiment.presets["paper"], tmp_path)
-    assert (tmp_path / "train-images-idx3-ubyte.gz").is_file() and config.data.path == str(tmp_path)
-    other = dataclasses.replace(experiment.presets["paper"], problem="regression")
-    assert experiment.stand_in(other, tmp_path).series == str(tmp_path)
+    shapes = {"images": (784, 1), "regression": (4000, 2), "cifar": (1024, 1), "speech": (16000, 1)}
+    for problem, shape in shapes.items():
+        config = dataclasses.replace(experiment.presets["paper"], problem=problem, arms=("lssl",))
+        (tmp_path / problem).mkdir()
+        config = experiment.stand_in(config, tmp_path / problem)
+        arm = experiment.arms(config)["lssl"]
+        if isinstance(arm.task, HostTask):
+            batch = arm.task.read(0, 0, range(2), 2)
+        else:
+            batch = arm.task.batch(jax.random.key(0), 2, arm.task.data())
+        assert batch.inputs.shape == (2, *shape), problem
+        assert batch.targets.shape == ((2, 1) if problem == "regression" else (2,)), problem

@@ -71,7 +71,7 @@ from zoo.layers.quasiseparable import (
 )
 from zoo.layers.step_sizes import check_step_sizes
 from zoo.registry import register
-from zoo.scans import fft_convolution, impulse_response, krylov, krylov_and_power, recurrent_scan
+from zoo.scans import fft_convolution, impulse_factors, impulse_response, krylov, merge_factors, recurrent_scan
 
 LEARN = ("fixed", "shared", "per_feature", "dense")
 DISCRETIZATIONS = ("gbt", "zoh")
@@ -209,8 +209,10 @@ def lssl_convolution(
     _check_inputs(system, u, state)
     length, (features, channels, _) = u.shape[1], system.readout.shape
     dtype = system.transition.dtype
+    # I blocks of S steps: all that is needed of the powers of Abar are Abar^j, j < S, and Abar^{iS}
+    left, columns, power = impulse_factors(system.transition, system.into, system.readout, length)
     if kernel is None:
-        kernel = impulse_response(system.transition, system.into, system.readout, length)
+        kernel = merge_factors(left, columns, length)
     elif kernel.shape[:2] != (features, channels) or kernel.shape[2] < length:
         raise ValueError(
             f"kernel must have shape [{features}, {channels}, at least {length}], got {list(kernel.shape)}"
@@ -218,21 +220,17 @@ def lssl_convolution(
     taps = jnp.transpose(kernel[..., :length], (1, 2, 0))  # [M, L, H]: the inputs' spectrum is shared by all channels
     y = jax.vmap(fft_convolution, in_axes=(None, 0), out_axes=-1)(u.astype(dtype), taps)
 
-    # Blocks of S steps, T = I S - (steps before the first): what needs all states needs only Abar^j, j < S, and Abar^S.
-    stride = 1 << max(0, math.isqrt(length).bit_length() - 1)
-    blocks = -(-length // stride)
-    columns, power = krylov_and_power(system.transition, system.into, stride)
-    padded = jnp.pad(u.astype(dtype), ((0, 0), (blocks * stride - length, 0), (0, 0)))
-    inputs = padded.reshape(len(u), blocks, stride, features)[:, :, ::-1]
-    drive = _einsum("hnj,bijh->bihn", columns, inputs)  # what each block adds to the state at its end
-    if state is None:
-        hidden = jnp.zeros_like(drive[:, 0])
-    else:
-        hidden = state.hidden.astype(dtype)
-        y = y + _free_response(system, hidden, length)
-    last, _ = lax.scan(lambda x, d: (_step(power, x, d), None), jnp.zeros_like(hidden), jnp.moveaxis(drive, 1, 0))
+    # the last state: what each block adds to the state at its end, the first block starting with zeros that make it whole
+    stride = columns.shape[-1]
+    padding = -length % stride
+    blocks = jnp.pad(u.astype(dtype), ((0, 0), (padding, 0), (0, 0))).reshape(len(u), -1, stride, features)
+    drive = _einsum("hnj,bijh->ibhn", columns, blocks[:, :, ::-1])
     if state is not None:
-        last = last + _power_times(system.transition, hidden, length)
+        after = _einsum("hij,bhj->bhi", system.transition, state.hidden.astype(dtype))
+        free = krylov(system.transition, after, stride)  # Abar^{j+1} x_{-1}: [B, H, N, S]
+        drive = drive.at[0].add(free[..., stride - padding - 1])
+        y = y + jnp.moveaxis(merge_factors(left, free, length), -1, 1)
+    last, _ = lax.scan(lambda x, d: (_step(power, x, d), None), drive[0], drive[1:])
     return _add_direct(system, u, y), LSSLState(last)
 
 
@@ -307,28 +305,6 @@ def _structured_step(params, u, state, alpha, step_rescale, reset):
     hidden = jnp.transpose(right, (2, 0, 1))
     y = _einsum("bhn,hmn->bhm", hidden, p["C"])[:, None]
     return _add_direct(LinearSystem(None, None, p["C"], p["D"], p.get("E")), u, y), LSSLState(hidden)
-
-
-def _free_response(system, hidden, length):
-    """C Abar^{t+1} x_{-1} for all t: [B, T, H, M]."""
-    channels = system.readout.shape[1]
-    stride = min(length, 1 << max(0, math.isqrt(channels * length).bit_length() - 1))
-    first = _einsum("hij,bhj->bhi", system.transition, hidden)
-    right, power = krylov_and_power(system.transition, first, stride)  # [B, H, N, S]
-    left = krylov(power[:, None], system.readout, -(-length // stride), transpose=True)  # [H, M, N, I]
-    response = _einsum("hmni,bhnj->bijhm", left, right)
-    return response.reshape(len(hidden), -1, *system.readout.shape[:2])[:, :length]
-
-
-def _power_times(matrix, hidden, exponent):
-    """matrix^exponent x by repeated squaring."""
-    while True:
-        if exponent & 1:
-            hidden = _einsum("hij,bhj->bhi", matrix, hidden)
-        exponent >>= 1
-        if not exponent:
-            return hidden
-        matrix = jnp.matmul(matrix, matrix, precision=lax.Precision.HIGHEST)
 
 
 def _add_direct(system, u, y):

@@ -23,6 +23,7 @@
     krylov                     b, A b, A^2 b, ... by doubling
       krylov_and_power         ... and the power that comes next
       impulse_response         C b, C A b, C A^2 b, ...: the kernel of a linear system
+      impulse_factors, merge_factors  ... in two parts, which are much smaller
     adaptive_halting, Halting  repeat a step until every position halts (ACT)
     compiling_for              trace the scans as for another platform (ahead-of-time compiling)
     tree_reduce                balanced, masked reduction of a pytree
@@ -36,7 +37,7 @@ from zoo.scans.chunked import linear_attention, linear_attention_step
 from zoo.scans.convolution import fft_convolution
 from zoo.scans.flashrnn import cell_counts, flashrnn, register_cell
 from zoo.scans.halting import Halting, adaptive_halting
-from zoo.scans.krylov import impulse_response, krylov, krylov_and_power
+from zoo.scans.krylov import impulse_factors, impulse_response, krylov, krylov_and_power, merge_factors
 from zoo.scans.linear import linear_scan
 from zoo.scans.newton import (
     NonConvergenceError,
@@ -66,6 +67,7 @@ __all__ = [
     "fused_newton",
     "gate_kernels",
     "gate_products",
+    "impulse_factors",
     "impulse_response",
     "krylov",
     "krylov_and_power",
@@ -74,6 +76,7 @@ __all__ = [
     "linear_scan",
     "lyapunov_exponent",
     "matmul",
+    "merge_factors",
     "recurrent_scan",
     "register_cell",
     "selective_scan",

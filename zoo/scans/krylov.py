@@ -99,17 +99,39 @@ def impulse_response(
       TypeError: an argument is not floating-point.
       ValueError: shapes do not fit or L < 1.
     """
+    left, right, _ = impulse_factors(matrix, vector, readout, length)
+    return merge_factors(left, right, length)
+
+
+def impulse_factors(
+    matrix: Inexact[Array, "... N N"],
+    vector: Inexact[Array, "... N"],
+    readout: Inexact[Array, "... M N"],
+    length: int,
+) -> tuple[Inexact[Array, "... M N I"], Inexact[Array, "... N S"], Inexact[Array, "... N N"]]:
+    """The parts of ``impulse_response``, for those who need A^j b as well: I blocks of S steps, I S >= L.
+
+    Arguments as there.
+
+    Returns:
+      (C A^{iS} [..., M, N, I], A^j b [..., N, S], A^S [..., N, N]).
+    """
     check_floating("readout", readout)
     if readout.ndim < 2 or readout.shape[-1] != matrix.shape[-1]:
         raise ValueError(
             f"readout must have shape [..., outputs, {matrix.shape[-1]}] like matrix, got {list(readout.shape)}"
         )
-    rows = readout.shape[-2]
     check_positive("length", length)
-    stride = 1 << max(0, math.isqrt(rows * length).bit_length() - 1)
-    stride = min(stride, length)
+    stride = min(length, 1 << (math.isqrt(readout.shape[-2] * length).bit_length() - 1))
     right, power = krylov_and_power(matrix, vector, stride)
-    left = krylov(power[..., None, :, :], readout, -(-length // stride), transpose=True)  # [..., M, N, L / S]
+    left = krylov(power[..., None, :, :], readout, -(-length // stride), transpose=True)
+    return left, right, power
+
+
+def merge_factors(
+    left: Inexact[Array, "... M N I"], right: Inexact[Array, "... N S"], length: int
+) -> Inexact[Array, "... M L"]:
+    """``C A^l b`` for l < ``length`` from C A^{iS} and A^j b; leading axes broadcast."""
     response = _einsum("...mni,...nj->...mij", left, right)
     return response.reshape(*response.shape[:-2], -1)[..., :length]
 

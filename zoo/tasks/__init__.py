@@ -6,9 +6,11 @@ from zoo.tasks.associative_recall import AssociativeRecall, HopRecall
 from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
 from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
+from zoo.tasks.cifar import SequentialCifar
 from zoo.tasks.digits import Digits, IdxDigits
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
+from zoo.tasks.indexed import IndexedTask
 from zoo.tasks.labelling import FutureContext, LabelledFrames, NoisyStrokes
 from zoo.tasks.lambada import Lambada
 from zoo.tasks.learning_to_execute import LearningToExecute
@@ -20,6 +22,7 @@ from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
 from zoo.tasks.resampling import Resampled
 from zoo.tasks.reversal import Reversal
+from zoo.tasks.speech_commands import SpeechCommands
 from zoo.tasks.text_streams import TextStreams, load_tokens
 from zoo.tasks.timeseries import SeriesRegression, UEAClassification
 from zoo.tasks.token_file import TokenFile
@@ -43,6 +46,7 @@ __all__ = [
     "HopRecall",
     "HostTask",
     "IdxDigits",
+    "IndexedTask",
     "LabelledFrames",
     "Lambada",
     "LearningToExecute",
@@ -55,9 +59,11 @@ __all__ = [
     "PointMass",
     "Resampled",
     "Reversal",
+    "SequentialCifar",
     "SeriesRegression",
     "SeriesWindows",
     "ShapeCaptions",
+    "SpeechCommands",
     "SumOfSines",
     "Task",
     "TemporalOrder",
