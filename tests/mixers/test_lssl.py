@@ -1,6 +1,7 @@
 """What is special about LSSL: three views, their theory, products and solves in O(N), what is trained, wrong arguments."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -91,6 +92,26 @@ def test_a_rational_impulse_response_is_a_layer():
     readout = np.linalg.solve(columns, wanted[:3])
     got = impulse_response(*(jnp.asarray(v, jnp.float32) for v in (companion, into, readout[None])), 20)
     np.testing.assert_allclose(got[0], wanted, atol=1e-4)
+
+
+def test_layers_with_nonlinearities_in_between_are_picard_iterations_of_a_recurrent_network():
+    """x' = -x + 2 tanh(x + u) by backward Euler: each layer integrates with the nonlinear part of the layer before it."""
+    dt, steps = 0.1, 20
+    u = np.random.default_rng(0).standard_normal((1, steps, 1))
+    wanted, x = np.zeros((1, steps, 1)), 0.0
+    for t in range(steps):
+        y = x
+        for _ in range(100):  # the implicit step, a contraction
+            y = (x + dt * 2 * np.tanh(y + u[0, t, 0])) / (1 + dt)
+        wanted[0, t, 0] = x = y
+    params = {"A": -jnp.ones((1, 1)), "B": jnp.ones(1), "log_dt": jnp.log(jnp.array([dt])), "C": jnp.ones((1, 1, 1))}
+    system = lssl_system({**params, "D": jnp.zeros((1, 1))}, alpha=1.0)
+    states, errors = jnp.zeros((1, steps, 1)), []
+    for _ in range(16):
+        states = lssl_convolution(system, 2 * jnp.tanh(states + jnp.asarray(u, jnp.float32)))[0][..., 0]
+        errors.append(float(np.max(np.abs(states - wanted))))
+    assert errors[-1] < 1e-5 and errors[0] > 0.2
+    assert all(after < 0.9 * before for before, after in itertools.pairwise(errors[1:]) if before > 1e-4)
 
 
 def test_the_reset_form_is_exactly_causal():
