@@ -66,6 +66,7 @@ BASELINES: dict[str, dict[str, Any]] = {
     "gru": {"name": "gru"},
 }
 ARMS = (*LAYERS, *BASELINES)
+RESAMPLED = ("fixed_legs", "fixed_legt", "lssl", "slower_fixed_legs")  # tested on images at another rate as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +186,8 @@ def arms(config: Config) -> dict[str, Arm]:
 
 
 def image_arm(config: Config, name: str) -> Arm:
-    """Metrics ``accuracy`` and ``loss``; for state space layers also ``accuracy_rescaled`` and ``accuracy_unscaled``, on the
-    test images at another sampling rate with step sizes that fit it and with those of the training."""
+    """Metrics ``accuracy`` and ``loss``; for arms in ``RESAMPLED`` also ``accuracy_rescaled`` and ``accuracy_unscaled``, on
+    the test images at another sampling rate with step sizes that fit it and with those of the training."""
     train, test = config.data.split("train"), config.data.split("test")
     faster, slower = config.faster, 1
     if name.startswith("slower_"):
@@ -195,7 +196,7 @@ def image_arm(config: Config, name: str) -> Arm:
     model = model_of(config, name)
     arm = classification(model, train, training_of(config, name), test=test)
     evaluations = {"": whole_split(model, test, config.evaluation_chunk)}
-    if name in LAYERS:
+    if name in RESAMPLED:
         other = Resampled(test, faster=faster, slower=slower)
         fitting = model_of(config, name, step_rescale=slower / faster)
         evaluations["_rescaled"] = whole_split(fitting, other, config.evaluation_chunk)

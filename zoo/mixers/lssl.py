@@ -34,8 +34,8 @@ in between approximate nonlinear differential equations, and recurrent networks,
     "dense"        trained [N, N], shared; for comparison
 
 A trained A wants a small learning rate (the paper: 1e-4, and 1e-3 for log_dt) and no weight decay; nothing else keeps it
-stable; ``SLOW_A`` and ``SLOW_DT`` find them. With quasiseparable A and a gbt, Abar takes O(N^2) and a single step O(N) per
-feature; otherwise O(N^3).
+stable; ``SLOW_A`` and ``SLOW_DT`` find them. With quasiseparable A (legs, legt and lagt are, fixed or not) and a gbt, Abar
+takes O(N^2) and a single step O(N) per feature; otherwise both take O(N^3).
 
 Initialisation: C, D normal; log_dt uniform between log dt_min and log dt_max (``learn_dt=False``: constant, log-spaced over
 the features); W and bias uniform within 1/sqrt(H M). State per row: x [H, N].
@@ -75,6 +75,7 @@ from zoo.scans import fft_convolution, impulse_factors, impulse_response, krylov
 
 LEARN = ("fixed", "shared", "per_feature", "dense")
 DISCRETIZATIONS = ("gbt", "zoh")
+CONSTANT_STRUCTURED = ("legs", "legt", "lagt", "jacobi")  # quasiseparable measures that need no noise on T
 # Paths of the parameters that want a smaller learning rate and no weight decay, as regular expressions.
 SLOW_A = "(^|/)(dl|d|du|pl|pr|c|b|A|B)$"
 SLOW_DT = "(^|/)log_dt$"
@@ -370,7 +371,7 @@ class LSSL(nn.Module):
       state_dim: states N of every feature.
       channels: output channels M of every feature.
       measure: where A and B come from: one of ``zoo.layers.hippo.MEASURES`` for "fixed" and "dense", of
-        ``zoo.layers.quasiseparable.STRUCTURED`` for "shared" and "per_feature".
+        ``zoo.layers.quasiseparable.STRUCTURED`` for "shared" and "per_feature"; "fixed" takes jacobi as well.
       learn: "fixed", "shared", "per_feature" or "dense".
       learn_dt: step sizes are parameters.
       halve_legt: A and B of the measure legt are those of a window of length 2, see ``zoo.layers.hippo``.
@@ -436,11 +437,16 @@ class LSSL(nn.Module):
         check_weight(self.alpha)
         check_step_sizes(self.dt_min, self.dt_max)
         structured = self.learn in ("shared", "per_feature")
-        check_choice("measure", self.measure, STRUCTURED if structured else MEASURES)
+        measures = {"fixed": (*MEASURES, "jacobi"), "dense": MEASURES}.get(self.learn, STRUCTURED)
+        check_choice("measure", self.measure, measures)
         h, m, n = self.dim, self.channels, self.state_dim
         low, high = math.log(self.dt_min), math.log(self.dt_max)
         if structured:
             params = self._structured_parameters()
+        elif self.learn == "fixed" and self.measure in CONSTANT_STRUCTURED:
+            # the same matrix; its discretisation and single steps are much cheaper
+            q, b = structured_transition(self.measure, n, halved=self.halve_legt)
+            params = {name: jnp.asarray(value) for name, value in {**q._asdict(), "b": b}.items()}
         else:
             options = {
                 "legt": {"halved": self.halve_legt},
