@@ -444,10 +444,9 @@ register(
             ),
         },
         notes=(
-            "Training A and dt is reported without a check: in 300 steps it does not help (it does in the paper, over 200 "
-            "epochs). The random system hardly depends on the sampling rate when its steps are rescaled, because it hardly "
-            "uses the order of the pixels. The paper lowers its learning rate when the validation loss stands still; here it "
-            "follows a cosine. Thresholds of the paper preset have not been tried."
+            "What training A and dt adds is reported without a check: 300 steps are too few for it, the paper takes 200 "
+            "epochs. The paper lowers its learning rate when the validation loss stands still, here it follows a cosine. "
+            "Thresholds of the paper preset have not been tried."
         ),
     )
 )
