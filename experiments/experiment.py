@@ -67,7 +67,8 @@ class Training:
       weight_decay: decoupled decay (adamw, lion), on parameters with at least two axes that are not ``slow``.
       slow: regular expressions on parameter paths such as "layers/.*/log_step": these parameters get no weight decay,
         and ``slow_scale`` times the learning rate (state space models want it).
-      slow_scale: see ``slow``.
+      slow_scale: see ``slow``. One factor for all of them, or one for each regular expression, of which the first that
+        fits a path counts; 0 holds parameters as they are.
       clip_norm: global-norm gradient clipping, None for none.
       clip_value: element-wise gradient clipping, None for none.
       accumulate: micro-batches per optimiser step.
@@ -92,7 +93,7 @@ class Training:
     eps: float = 1e-8
     weight_decay: float = 0.0
     slow: tuple[str, ...] = ()
-    slow_scale: float = 1.0
+    slow_scale: float | tuple[float, ...] = 1.0
     clip_norm: float | None = 1.0
     clip_value: float | None = None
     accumulate: int = 1

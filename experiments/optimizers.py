@@ -30,7 +30,7 @@ def validate(training: Training, num_devices: int = 1) -> None:
                 check_positive(name, getattr(training, name))
     except ValueError as error:
         raise UsageError(f"training.{error}") from None
-    for name in ("steps", "warmup", "learning_rate", "weight_decay", "slow_scale", "final_scale", "eps"):
+    for name in ("steps", "warmup", "learning_rate", "weight_decay", "final_scale", "eps"):
         if not getattr(training, name) >= 0:
             raise UsageError(f"training.{name} must not be negative, got {getattr(training, name)!r}")
     for name in ("clip_norm", "clip_value"):
@@ -51,6 +51,13 @@ def validate(training: Training, num_devices: int = 1) -> None:
             re.compile(pattern)
         except re.error as error:
             raise UsageError(f"training.slow: {pattern!r} is not a regular expression: {error}") from None
+    if isinstance(training.slow_scale, tuple) and len(training.slow_scale) != len(training.slow):
+        raise UsageError(
+            f"training.slow_scale has {len(training.slow_scale)} numbers, but training.slow {len(training.slow)} "
+            "regular expressions; give one for each, or one number for all"
+        )
+    if not all(scale >= 0 for scale in slow_scales(training)):
+        raise UsageError(f"training.slow_scale must not be negative, got {training.slow_scale!r}")
     parts = num_devices * training.accumulate
     if training.batch_size % parts:
         raise UsageError(
@@ -109,8 +116,9 @@ def optimizer(training: Training, global_norm: Callable | None = None) -> optax.
     parts.append(direction)
     if training.weight_decay:
         parts.append(optax.add_decayed_weights(training.weight_decay, mask=lambda p: _decayed(training, p)))
-    if training.slow:
-        parts.append(optax.masked(optax.scale(training.slow_scale), lambda p: slow(training, p)))
+    for index, scale in enumerate(slow_scales(training)):
+        mask = functools.partial(_first_slow, training, index)
+        parts.append(optax.masked(optax.scale(scale), mask))
     parts.append(optax.scale_by_learning_rate(learning_rate(training)))
     return optax.chain(*parts)
 
@@ -125,9 +133,24 @@ def _clip_by(global_norm: Callable, largest: float) -> optax.GradientTransformat
 
 def slow(training: Training, params: Any) -> Any:
     """Tree of bool: True for parameters whose path one of ``training.slow`` is found in."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(re.search(pattern, parameter_path(path)) for pattern in training.slow), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: _slow_index(training, path) is not None, params)
+
+
+def slow_scales(training: Training) -> tuple[float, ...]:
+    """The factor of every regular expression of ``training.slow``."""
+    scale = training.slow_scale
+    return scale if isinstance(scale, tuple) else (scale,) * len(training.slow)
+
+
+def _slow_index(training: Training, path: tuple) -> int | None:
+    """Which of ``training.slow`` is the first to be found in a parameter's path, or None."""
+    text = parameter_path(path)
+    return next((i for i, pattern in enumerate(training.slow) if re.search(pattern, text)), None)
+
+
+def _first_slow(training: Training, index: int, params: Any) -> Any:
+    """Tree of bool: True for parameters of which ``training.slow[index]`` decides the rate."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _slow_index(training, path) == index, params)
 
 
 def _decayed(training: Training, params: Any) -> Any:

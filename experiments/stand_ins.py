@@ -38,6 +38,24 @@ def labelled_series(
     return str(folder)
 
 
+def regression_series(
+    folder: pathlib.Path, train: int = 200, test: int = 100, steps: int = 4_000, channels: int = 2
+) -> str:
+    """A folder with a training and a test file in the ``.ts`` format with a number as target; cases sized like BIDMC32's."""
+    random = np.random.default_rng(0)
+    head = ["@problemName StandIn", "@timeStamps false", "@univariate false", f"@dimensions {channels}",
+            "@targetLabel true", "@data"]  # fmt: skip
+    for split, count in (("TRAIN", train), ("TEST", test)):
+        values = random.standard_normal((count, channels, steps)).round(2)
+        targets = (60 + 10 * random.standard_normal(count)).round(2)
+        lines = [
+            ":".join([*(",".join(map(str, channel)) for channel in case), str(target)])
+            for case, target in zip(values.tolist(), targets)
+        ]
+        _write(folder / f"StandIn_{split}.ts", head + lines)
+    return str(folder)
+
+
 def events(folder: pathlib.Path, sequences: int = 1_000, length: int = 128, marks: int = 22) -> str:
     """A ``.npz`` file of marked event sequences, sized like StackOverflow's first thousand users."""
     random = np.random.default_rng(0)

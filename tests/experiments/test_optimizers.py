@@ -55,6 +55,21 @@ def test_slow_parameters_get_their_own_rate_and_no_decay():
     assert slow(training, PARAMS) == {"params": {"dense": {"kernel": False, "bias": False}, "log_step": True}}
 
 
+def test_every_slow_pattern_may_have_a_rate_of_its_own():
+    """The first pattern that fits decides, and a rate of 0 holds a parameter in place."""
+    training = Training(
+        optimizer="sgd", b1=0.0, learning_rate=1.0, slow=("kernel$", "dense/", "log_step$"), slow_scale=(0.5, 0.0, 0.25),
+        clip_norm=None,
+    )  # fmt: skip
+    validate(training)
+    ones = jax.tree.map(jnp.ones_like, PARAMS)
+    updates, _ = optimizer(training).update(ones, optimizer(training).init(PARAMS), PARAMS)
+    updates = updates["params"]
+    np.testing.assert_allclose(updates["dense"]["kernel"], -0.5)
+    np.testing.assert_allclose(updates["dense"]["bias"], 0.0)
+    np.testing.assert_allclose(updates["log_step"], -0.25)
+
+
 @pytest.mark.parametrize("name", ["adamw", "lion"])
 def test_decay_pulls_matrices_only(name):
     training = Training(optimizer=name, learning_rate=0.5, weight_decay=0.2, slow=("log_step",))
@@ -97,6 +112,8 @@ def test_every_optimizer_descends(name):
         ({"clip_norm": 0.0}, "clip_norm must be positive or None"),
         ({"optimizer": "sgd", "weight_decay": 0.1}, "needs training.optimizer adamw or lion"),
         ({"slow": ("(",)}, "not a regular expression"),
+        ({"slow": ("a", "b"), "slow_scale": (1.0,)}, "has 1 numbers, but training.slow 2"),
+        ({"slow": ("a", "b"), "slow_scale": (1.0, -1.0)}, "slow_scale must not be negative"),
         ({"evaluate_every": 0}, "evaluate_every must be a positive integer"),
     ],
 )

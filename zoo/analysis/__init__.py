@@ -3,12 +3,14 @@
 from zoo.analysis.comparison import Cost, Measured, compare, cost
 from zoo.analysis.counting import Memory, count_parameters, flops, memory, state_bytes
 from zoo.analysis.gradient_flow import jacobian_log_norms, log_norm_bound, mixer_step, weight_sweep
+from zoo.analysis.memory_probe import band_limited_noise, memory_probe, run_system
 from zoo.analysis.streaming import bytes_of, step_flops, stream, stream_seconds
 
 __all__ = [
     "Cost",
     "Measured",
     "Memory",
+    "band_limited_noise",
     "bytes_of",
     "compare",
     "cost",
@@ -17,7 +19,9 @@ __all__ = [
     "jacobian_log_norms",
     "log_norm_bound",
     "memory",
+    "memory_probe",
     "mixer_step",
+    "run_system",
     "state_bytes",
     "step_flops",
     "stream",

@@ -14,8 +14,8 @@ from zoo.layers.attention import (
 )
 from zoo.layers.cell_initializers import cell_bias, cell_weight
 from zoo.layers.ctc import ctc_loss
-from zoo.layers.discretization import discretize
-from zoo.layers.hippo import legs, legs_eigen
+from zoo.layers.discretization import discretize, generalized_bilinear, zero_order_hold
+from zoo.layers.hippo import legs, legs_eigen, transition
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
 from zoo.layers.mlp import MLP, make_mlp
 from zoo.layers.moe import MixtureOfExperts, mixture_of_experts
@@ -24,6 +24,7 @@ from zoo.layers.norms import BatchNorm, LayerNorm, RMSNorm, layer_norm, make_nor
 from zoo.layers.parallel_cell import CellSolver, head_projection, run_cell
 from zoo.layers.positions import sinusoidal_positions
 from zoo.layers.projections import linear
+from zoo.layers.quasiseparable import Quasiseparable, discretize_structured, structured_transition
 from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "LayerNorm",
     "MixtureOfExperts",
     "Nonlinearity",
+    "Quasiseparable",
     "RMSNorm",
     "accuracy",
     "attention_parameters",
@@ -43,7 +45,9 @@ __all__ = [
     "cross_entropy",
     "ctc_loss",
     "discretize",
+    "discretize_structured",
     "document_positions",
+    "generalized_bilinear",
     "grouped_attention",
     "head_projection",
     "layer_norm",
@@ -66,7 +70,10 @@ __all__ = [
     "run_cell",
     "sinusoidal_positions",
     "split_floating",
+    "structured_transition",
+    "transition",
     "unroll_ring",
     "windowed_attention",
     "z_loss",
+    "zero_order_hold",
 ]

@@ -27,6 +27,16 @@ from zoo.mixers.gru import GRU, GRUState, gru
 from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
 from zoo.mixers.lru import LRU, LRUState, lru
+from zoo.mixers.lssl import (
+    LSSL,
+    LinearSystem,
+    LSSLState,
+    lssl,
+    lssl_convolution,
+    lssl_recurrence,
+    lssl_system,
+    precompute_kernel,
+)
 from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
 from zoo.mixers.mamba import Mamba, MambaState, mamba
 from zoo.mixers.mamba2 import Mamba2, Mamba2State, mamba2
@@ -59,6 +69,7 @@ __all__ = [
     "GILR",
     "GRU",
     "LRU",
+    "LSSL",
     "LSTM",
     "NTM",
     "S5",
@@ -82,7 +93,9 @@ __all__ = [
     "JordanOutput",
     "JordanState",
     "LRUState",
+    "LSSLState",
     "LSTMState",
+    "LinearSystem",
     "LiquidS4",
     "LiquidS4State",
     "Mamba",
@@ -118,6 +131,10 @@ __all__ = [
     "liquid_scan",
     "liquid_second_order",
     "lru",
+    "lssl",
+    "lssl_convolution",
+    "lssl_recurrence",
+    "lssl_system",
     "lstm",
     "lstm_states",
     "mamba",
@@ -126,6 +143,7 @@ __all__ = [
     "paragru",
     "paralstm",
     "ponder_cost",
+    "precompute_kernel",
     "prefix_attention",
     "read_memory",
     "s5",

@@ -24,6 +24,10 @@
     flashrnn                   head-wise elman, gru, lstm, slstm and cells of one's own, with fused kernels
       register_cell, cell_counts  ... adds a cell; gates and states of a cell
     fft_convolution            y_t = sum_{s<=t} kernel_{t-s} inputs_s
+    krylov                     b, A b, A^2 b, ... by doubling
+      krylov_and_power         ... and the power that comes next
+      impulse_response         C b, C A b, C A^2 b, ...: the kernel of a linear system
+      impulse_factors, merge_factors  ... in two parts, which are much smaller
     adaptive_halting, Halting  repeat a step until every position halts (ACT)
     compiling_for              trace the scans as for another platform (ahead-of-time compiling)
     tree_reduce                balanced, masked reduction of a pytree
@@ -38,6 +42,7 @@ from zoo.scans.clipped import chunk_clipped_linear_attention, clip_state, clippe
 from zoo.scans.convolution import fft_convolution
 from zoo.scans.flashrnn import cell_counts, flashrnn, register_cell
 from zoo.scans.halting import Halting, adaptive_halting
+from zoo.scans.krylov import impulse_factors, impulse_response, krylov, krylov_and_power, merge_factors
 from zoo.scans.linear import linear_scan
 from zoo.scans.newton import (
     NonConvergenceError,
@@ -72,11 +77,16 @@ __all__ = [
     "fused_newton",
     "gate_kernels",
     "gate_products",
+    "impulse_factors",
+    "impulse_response",
+    "krylov",
+    "krylov_and_power",
     "linear_attention",
     "linear_attention_step",
     "linear_scan",
     "lyapunov_exponent",
     "matmul",
+    "merge_factors",
     "recurrent_scan",
     "register_cell",
     "selective_scan",

@@ -25,11 +25,12 @@ from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
+from zoo.tasks.resampling import Resampled
 from zoo.tasks.reversal import Reversal
 from zoo.tasks.selective_copying import SelectiveCopying
 from zoo.tasks.speech_commands import SpeechCommands
 from zoo.tasks.text_streams import TextStreams, load_tokens
-from zoo.tasks.timeseries import UEAClassification
+from zoo.tasks.timeseries import SeriesRegression, UEAClassification
 from zoo.tasks.token_file import TokenFile
 
 __all__ = [
@@ -70,9 +71,11 @@ __all__ = [
     "PasskeyStream",
     "Pathfinder",
     "PointMass",
+    "Resampled",
     "Reversal",
     "SelectiveCopying",
     "SequentialCifar",
+    "SeriesRegression",
     "SeriesWindows",
     "ShapeCaptions",
     "SpeechCommands",
