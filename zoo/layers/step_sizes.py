@@ -18,15 +18,6 @@ def step_size_bias(low: float, high: float, floor: float = 0.0) -> Callable:
     return init
 
 
-def symmetric_uniform(bound: float) -> Callable:
-    """An initialiser that draws uniformly from [-bound, bound)."""
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 def check_step_sizes(low: float, high: float) -> None:
     """Raises ValueError unless 0 < low <= high."""
     if not 0 < low <= high:

@@ -35,9 +35,10 @@ from zoo.checks import check_choice, check_positive, check_sequence, check_state
 from zoo.dtypes import accumulator
 from zoo.layers.attention import document_positions
 from zoo.layers.convolution import depthwise_convolution, recent
+from zoo.layers.initializers import symmetric_uniform
 from zoo.layers.norms import rms_norm
 from zoo.layers.projections import linear
-from zoo.layers.step_sizes import check_step_sizes, step_size_bias, symmetric_uniform
+from zoo.layers.step_sizes import check_step_sizes, step_size_bias
 from zoo.registry import register
 from zoo.scans import selective_scan
 
