@@ -15,6 +15,7 @@ from zoo.layers.cell_initializers import cell_bias, cell_weight
 from zoo.layers.ctc import ctc_loss
 from zoo.layers.discretization import discretize
 from zoo.layers.hippo import legs, legs_eigen
+from zoo.layers.linear_attention import FEATURE_MAPS, dropped_attention, linear_attention_parameters
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
 from zoo.layers.mlp import MLP
 from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
@@ -24,6 +25,7 @@ from zoo.layers.positions import sinusoidal_positions
 from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
 
 __all__ = [
+    "FEATURE_MAPS",
     "MLP",
     "NONLINEARITIES",
     "CellSolver",
@@ -39,11 +41,13 @@ __all__ = [
     "ctc_loss",
     "discretize",
     "document_positions",
+    "dropped_attention",
     "grouped_attention",
     "head_projection",
     "layer_norm",
     "legs",
     "legs_eigen",
+    "linear_attention_parameters",
     "make_norm",
     "masked_mean",
     "merge_heads",

@@ -112,7 +112,7 @@ def project_heads(
     x: Float[Array, "B T D"],
     positions: Int[Array, "B T"] | None,
     base: float,
-) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G V"]]:
     """Queries, keys and values of ``x`` in its dtype; queries and keys are rotated to ``positions`` unless None."""
     q, k, v = (jnp.einsum("btd,dhk->bthk", x, params[name].astype(x.dtype)) for name in ("query", "key", "value"))
     if positions is not None:
