@@ -10,7 +10,7 @@ from zoo.analysis.dynamical_systems import native, softmax_kernel, to_dsf
 
 # prefix in the file -> (architecture, options)
 SYSTEMS = {
-    "linear_unnormalised": ("linear_attention", {"normalize": False, "feature_map": "identity"}),
+    "linear_unnormalised": ("linear_attention_unnormalized", {}),
     "linear": ("linear_attention", {}),
     "norm_exp": ("normalized_attention", {"normalizer": "exp"}),
     "norm_softplus": ("normalized_attention", {"normalizer": "softplus"}),
@@ -62,7 +62,7 @@ def converted(name: str, params: dict[str, Any], u: Any) -> dict[str, Any]:
 
 def parameters(architecture: str, p: dict[str, Any]) -> dict[str, Any]:
     """The file's matrices (out, in) as the zoo's parameters (in, out), with one head."""
-    if architecture.endswith("attention"):
+    if "attention" in architecture:
         extra = {"normalizer": p["W_eta"].T, "normalizer_bias": p["b_eta"]} if "W_eta" in p else {}
         return attention(p) | extra
     if architecture == "s6":

@@ -234,14 +234,21 @@ def native(
 
 
 def random_parameters(architecture: str, key: Key[Array, ""], dim: int, expansion: int) -> dict[str, Array]:
-    """Normal parameters of an architecture for width ``dim`` and ``expansion`` states per channel, where it has that."""
+    """Random parameters of an architecture for width ``dim`` and ``expansion`` states per channel, where it has those.
+
+    They are half as large as what keeps the size of normal inputs, so that outputs stay of the order of 1.
+    """
     check_positive("dim", dim)
     check_positive("expansion", expansion)
     shapes = _entry(architecture).shapes(dim, expansion)
     keys = jax.random.split(key, len(shapes))
-    # products of ``dim`` numbers keep the size of one
-    scales = [dim**-0.5 if len(shape) > 1 else 1.0 for shape in shapes.values()]
-    return {name: s * jax.random.normal(k, shape) for (name, shape), k, s in zip(shapes.items(), keys, scales)}
+    params = {}
+    for (name, shape), one in zip(shapes.items(), keys):
+        value = 0.5 * jax.random.normal(one, shape)
+        if name in ("log_step", "alpha"):  # steps around 1/8; an exponent that is positive
+            value = value - 2 if name == "log_step" else 1 + jnp.abs(value)
+        params[name] = value * dim**-0.5 if len(shape) > 1 else value
+    return params
 
 
 def _entry(architecture: str) -> Architecture:
@@ -588,8 +595,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "attention": Architecture(_softmax_to_dsf, _softmax_native, _attention_shapes, {"degree": 2}),
     "linear_attention": Architecture(_linear_to_dsf, _linear_native, _attention_shapes),
     "linear_attention_unnormalized": Architecture(
-        lambda p, u, feature_map="elu": _linear_to_dsf(p, u, feature_map=feature_map, normalize=False),
-        lambda p, u, feature_map="elu": _linear_native(p, u, feature_map=feature_map, normalize=False),
+        lambda p, u, feature_map="identity": _linear_to_dsf(p, u, feature_map=feature_map, normalize=False),
+        lambda p, u, feature_map="identity": _linear_native(p, u, feature_map=feature_map, normalize=False),
         _attention_shapes,
     ),
     "normalized_attention": Architecture(
@@ -675,10 +682,15 @@ def check_equivalence(
 ) -> Equivalence:
     """Compares an output, or a function of ``u`` that makes it, with all three forms of a system."""
     want = np.asarray(native(u) if callable(native) else native)
-    forms = (dsf.run_recurrent(u)[0], dsf.run_scan(u)[0], dsf.run_conv(u))
+    forms = _forms(dsf, u)
     if any(form.shape != want.shape for form in forms):
         raise ValueError(f"native has shape {list(want.shape)}, the system's output {list(forms[0].shape)}")
     return Equivalence(*(float(np.max(np.abs(np.asarray(form) - want))) for form in forms), tol)
+
+
+@jax.jit
+def _forms(dsf, u):
+    return dsf.run_recurrent(u)[0], dsf.run_scan(u)[0], dsf.run_conv(u)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -690,8 +702,8 @@ class Comparison:
       decay, inputs, outputs, feedthrough: of Lambda, B, C, D: "0", "1" (identity, of Lambda), "fixed" (learned, the same
         at every step) or "input".
       normalizer: likewise of eta, or "none".
-      coupled: names of parameters on which both Lambda and B hang: where it is empty, what is forgotten and what is
-        written are set independently.
+      coupled: names of parameters with a column on which both Lambda and B hang; without any, what is forgotten and what
+        is written are set independently.
       states_per_channel: N / d; infinite for softmax.
     """
 
@@ -736,7 +748,12 @@ def _compare_one(name, dim, expansion, key):
         return {k for k, a in here.items() if a is not None and not np.allclose(a, there[k], rtol=1e-4, atol=1e-6)}
 
     by_input = changed(params, other)
-    by_parameter = {k: changed({**params, k: params[k] + 0.3}, u) for k in params}
+
+    def couples(name):
+        """Whether one column of a parameter moves both Lambda and B."""
+        value = params[name]
+        columns = np.eye(value.shape[-1]) if value.ndim else [1.0]
+        return any({"decay", "inputs"} <= changed({**params, name: value + 0.3 * column}, u) for column in columns)
 
     def kind(part):
         value = here[part]
@@ -747,9 +764,10 @@ def _compare_one(name, dim, expansion, key):
         constants = [c for c in (0, 1) if np.all(np.asarray(value) == c)]
         return str(constants[0]) if constants else "fixed"
 
+    parts = ("decay", "inputs", "outputs", "feedthrough", "normalizer")
     return Comparison(
-        name, *(kind(part) for part in here),
-        coupled=tuple(k for k, parts in by_parameter.items() if {"decay", "inputs"} <= parts),
+        name, *(kind(part) for part in parts),
+        coupled=tuple(k for k in params if couples(k)),
         states_per_channel=math.inf if name == "attention" else here["decay"].shape[1] / dim,
     )  # fmt: skip
 

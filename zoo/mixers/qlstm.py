@@ -46,7 +46,7 @@ class QLSTMState:
 def qlstm_gates(
     params: Mapping[str, Array], x: Float[Array, "*B E"]
 ) -> tuple[Float[Array, "*B E"], Float[Array, "*B E"], Float[Array, "*B E"]]:
-    """(log lambda, sigmoid(i), sigmoid(o)) of the module docstring, in at least float32; reversed where ``alpha`` is given."""
+    """(log lambda, sigmoid(i), sigmoid(o)) of the module docstring, in at least float32; reversed with an ``alpha``."""
     gates = (x @ params["gates"].astype(x.dtype)).astype(accumulator(x.dtype)) + params["gates_bias"]
     f, i, o = jnp.split(gates, 3, axis=-1)
     if "alpha" in params:
