@@ -10,6 +10,7 @@ meet; and softmax with its Taylor series cut off, which needs ever more states.
   in ``best/<arm>``: linear attention comes closer to softmax as n grows (heatmap.png);
 * ablation: the same for what the paper changes in the recurrences: the sigmoid of the quasi-LSTM's gate, and the function
   that normalises attention;
+* long_range: classifiers on tasks of Long Range Arena, with the paper's sizes;
 * wikitext: language models of about 70 M parameters on WikiText-103.
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 
 import zoo
 from experiments import stand_ins
-from experiments.arms import language_modelling
+from experiments.arms import language_modelling, model_inputs
 from experiments.experiment import Arm, Check, Experiment, Trained, Training, register
 from zoo.analysis.dynamical_systems import (
     ARCHITECTURES,
@@ -40,14 +41,18 @@ from zoo.analysis.dynamical_systems import (
     to_dsf,
 )
 from zoo.checks import check_choice
-from zoo.layers import cross_entropy
+from zoo.layers import accuracy, cross_entropy
 from zoo.tasks import MultiQueryAssociativeRecall, TextStreams
+from zoo.tasks.cifar import SequentialCifar
+from zoo.tasks.indexed import IndexedTask
+from zoo.tasks.listops import ListOpsFiles
+from zoo.tasks.long_range_arena import MovieReviews, Pathfinder
 
 NORMALIZERS = ("exp", "softplus", "sigmoid")
 MIXERS = ("softmax", "linear", *(f"norm_{f}" for f in NORMALIZERS), "qlstm", "qlstm_reversed", "s6", "ssd")
 UNEXPANDED = ("softmax", "qlstm", "qlstm_reversed")  # their state has no expansion to choose
 PLACED = ("s6", "ssd")  # they know the order of tokens without being told
-TASKS = ("recall", "ablation", "wikitext")
+TASKS = ("recall", "ablation", "long_range", "wikitext")
 
 QUICK = Training(
     steps=1000, batch_size=64, learning_rate=3e-3, schedule="cosine", weight_decay=0.1, clip_norm=1.0, steps_per_call=50
@@ -169,6 +174,127 @@ def _accuracies(run: Trained) -> list[float]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes of a classifier and how it is trained: layers, width, key width of all heads, heads, MLP, epochs."""
+
+    depth: int
+    dim: int
+    expansion: int
+    heads: int
+    mlp_dim: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    epochs: int
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    warmup_epochs: int = 5
+
+
+# The published table: (task, kind of mixer); kinds that are not named have the sizes of "norm".
+LONG_RANGE = {
+    ("listops", "norm"): Sizes(10, 128, 64, 8, 512, 32, 5e-4, 0.1, 50),
+    ("listops", "softmax"): Sizes(8, 128, 64, 8, 512, 8, 5e-4, 0.1, 50),
+    ("text", "norm"): Sizes(4, 256, 128, 4, 512, 16, 2e-4, 0.1, 30),
+    ("text", "softmax"): Sizes(4, 128, 64, 4, 512, 4, 2e-4, 0.1, 30),
+    ("image", "norm"): Sizes(2, 128, 64, 8, 128, 64, 1e-3, 0.0, 50),
+    ("image", "linear"): Sizes(2, 128, 64, 8, 128, 64, 1e-3, 0.0, 50, 0.3, 0.2),
+    ("pathfinder", "norm"): Sizes(6, 256, 128, 8, 512, 32, 1e-4, 0.1, 200, warmup_epochs=20),
+    ("pathfinder", "linear"): Sizes(1, 128, 64, 2, 128, 64, 1e-3, 0.1, 200, warmup_epochs=20),
+    ("pathfinder", "softmax"): Sizes(1, 128, 64, 2, 128, 64, 1e-3, 0.1, 200, warmup_epochs=20),
+}
+LONG_RANGE_FOLDERS = {"listops": "listops-1000", "text": "aclImdb", "image": "cifar-10", "pathfinder": "pathfinder32"}
+LONG_RANGE_CLASSES = {"listops": 10, "text": 2, "image": 10, "pathfinder": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRange:
+    """One task of Long Range Arena.
+
+    Attributes:
+      root: folder with listops-1000, aclImdb, cifar-10 and pathfinder32.
+      which: "listops", "text", "image" or "pathfinder".
+      mixers: of ``MIXERS``.
+      sizes: overrides those of ``LONG_RANGE`` for all mixers.
+      training: but for sizes, rate and length, which ``sizes`` says.
+      test_size: test examples.
+      evaluation_chunk: how many are classified at once.
+    """
+
+    root: str = ""
+    which: str = "image"
+    mixers: tuple[str, ...] = ("softmax", "linear", "norm_exp", "norm_softplus", "norm_sigmoid")
+    sizes: Sizes | None = None
+    training: Training = Training(schedule="cosine", steps_per_call=20, evaluate_every=5000, checkpoint_every=5000)
+    test_size: int = 2000
+    evaluation_chunk: int = 20
+
+    def __post_init__(self):
+        check_choice("which", self.which, LONG_RANGE_FOLDERS)
+        for mixer in self.mixers:
+            check_choice("mixers", mixer, MIXERS)
+
+    def sizes_of(self, mixer: str) -> Sizes:
+        """Sizes of one mixer's classifier."""
+        kind = mixer.split("_")[0]
+        return self.sizes or LONG_RANGE.get((self.which, kind), LONG_RANGE[self.which, "norm"])
+
+    def task(self, split: str) -> IndexedTask:
+        """The files of "train" or "test"; FileNotFoundError says which are wanted."""
+        folder = str(pathlib.Path(self.root) / LONG_RANGE_FOLDERS[self.which])
+        if self.which == "image":
+            return SequentialCifar(folder, split, "tokens")
+        return {"listops": ListOpsFiles, "text": MovieReviews, "pathfinder": Pathfinder}[self.which](folder, split)
+
+    def arms(self) -> dict[str, Arm]:
+        """One arm per mixer."""
+        return {mixer: self.arm(mixer) for mixer in self.mixers}
+
+    def arm(self, mixer: str) -> Arm:
+        """Metrics ``accuracy`` on ``test_size`` examples of the test files and ``loss`` in nats."""
+        train, test, sizes = self.task("train"), self.task("test"), self.sizes_of(mixer)
+        # the key width of all heads together is what is published; a head has its share
+        spec = mixer_spec(
+            mixer, max(1, sizes.expansion // sizes.heads), train.time, sizes.attention_dropout, sizes.heads
+        )
+        model = zoo.SequenceClassifier(
+            num_outputs=train.num_classes, dim=sizes.dim, vocab_size=train.vocab_size, pattern=(spec,), depth=sizes.depth,
+            mlp="gelu", mlp_dim=sizes.mlp_dim, norm="layer", dropout=sizes.dropout,
+            positions="none" if mixer in PLACED else "sinusoidal",
+        )  # fmt: skip
+        epoch = -(-train.count // sizes.batch_size)
+        training = dataclasses.replace(
+            self.training, steps=sizes.epochs * epoch, warmup=min(sizes.warmup_epochs, sizes.epochs) * epoch,
+            batch_size=sizes.batch_size, learning_rate=sizes.learning_rate, weight_decay=sizes.weight_decay,
+        )  # fmt: skip
+        chunk = min(self.evaluation_chunk, self.test_size, test.count)
+        count = min(self.test_size, test.count) // chunk * chunk
+        rows = jax.tree.map(lambda a: jnp.asarray(a).reshape(-1, chunk, *a.shape[1:]), test.rows_at(np.arange(count)))
+
+        def scores(params, batch, **options):
+            logits = model.apply(params, *model_inputs(batch), **options)
+            return cross_entropy(logits, batch.targets), accuracy(logits, batch.targets)
+
+        def loss(params, batch, key, step, carry):
+            value, hits = scores(params, batch, deterministic=False, rngs={"dropout": key})
+            return value, ({"accuracy": hits}, carry)
+
+        def evaluate(params, key, data):
+            losses, hits = jax.lax.map(lambda batch: scores(params, batch), data)
+            return {"loss": jnp.mean(losses), "accuracy": jnp.mean(hits)}
+
+        return Arm(
+            lambda key, batch: model.init(key, *model_inputs(batch)), loss, train, training, evaluate,
+            evaluation_data=rows, model=model,
+        )  # fmt: skip
+
+    def best(self, trained: Mapping[str, Trained]) -> dict[str, float]:
+        """The best accuracy of every mixer over its evaluations, and that of guessing."""
+        guess = 1 / LONG_RANGE_CLASSES[self.which]
+        return {"random": guess, **{name: max(_accuracies(run)) for name, run in trained.items()}}
+
+
+@dataclasses.dataclass(frozen=True)
 class LanguageModelling:
     """Next words of WikiText-103 (Merity et al. 2016), by models of about 70 M parameters.
 
@@ -177,7 +303,7 @@ class LanguageModelling:
       mixers: of ``MIXERS``.
       time: words per segment.
       max_words: size of the vocabulary.
-      dim, depth, heads, expansion: of the models.
+      dim, depth, heads, expansion: of the models; placed_depth: layers of S6 and SSD, which have fewer parameters.
       dropout, attention_dropout: as in ``Recall``.
       training: how they are trained.
       validation_rows: segments of the validation split that are read at once.
@@ -190,6 +316,7 @@ class LanguageModelling:
     max_words: int = 50_000
     dim: int = 512
     depth: int = 14
+    placed_depth: int = 20
     heads: int = 8
     expansion: int = 64
     dropout: float = 0.1
@@ -211,7 +338,8 @@ class LanguageModelling:
         held = TextStreams(self.path, "word", "validation", self.time, self.max_words)
         spec = mixer_spec(mixer, self.expansion, self.time, self.attention_dropout, self.heads)
         model = zoo.LanguageModel(
-            vocab_size=task.vocab_size, dim=self.dim, depth=self.depth, pattern=(spec,), mlp="gelu", norm="layer",
+            vocab_size=task.vocab_size, dim=self.dim, depth=self.placed_depth if mixer in PLACED else self.depth,
+            pattern=(spec,), mlp="gelu", norm="layer",
             dropout=self.dropout, tie_embeddings=True, positions="none" if mixer in PLACED else "learned",
             max_positions=self.time, remat=True, dtype=self.dtype,
         )  # fmt: skip
@@ -263,6 +391,7 @@ class Config:
     task: str = "recall"
     recall: Recall = Recall()
     ablation: Recall = ABLATION
+    long_range: LongRange = LongRange()
     wikitext: LanguageModelling = LanguageModelling()
     equality: Equality = Equality()
 
@@ -282,6 +411,8 @@ def measure(config: Config, trained: Mapping[str, Trained], key: jax.Array) -> d
         return found
     best = getattr(config, config.task).best(trained)
     found |= {f"best/{name}": value for name, value in best.items()}
+    if config.task == "long_range":
+        return found
     study = getattr(config, config.task)
     low, high = min(study.expansions), max(study.expansions)
     for width in study.widths:
@@ -314,6 +445,8 @@ def equality(config: Equality, key: jax.Array) -> dict[str, float]:
             found[f"equality/{precision}"] = max(v for k, v in found.items() if k.endswith(precision))
             params, u, system = attention_as_ssd(key, config.steps, config.dim, max(config.expansions))
             found[f"ssd is attention/{precision}"] = check_equivalence(native("ssd", params, u), system, u).max_error
+    if not config.degrees:
+        return found
     u = jax.random.normal(key, (config.steps, config.dim))
     params = random_parameters("attention", key, config.dim, config.degree_width)
     exact = native("attention", params, u)
@@ -339,7 +472,7 @@ def _taylor(params, u, degree):
 
 def figures(config: Config, trained: Mapping[str, Trained], metrics: Mapping[str, float]) -> dict[str, Any]:
     """Accuracy over (n, d) for every mixer that has both, with the mixers without n as a column of their own."""
-    if config.task == "wikitext":
+    if config.task in ("long_range", "wikitext"):
         return {}
     from matplotlib.figure import Figure
 
@@ -374,11 +507,11 @@ def texts(
 
 
 def stand_in(config: Config, folder: pathlib.Path) -> Config:
-    """Random words in place of WikiText's; and one learning rate, since all make the same program."""
-    if config.task != "wikitext":
+    """Random words in place of WikiText's; one learning rate, since all make the same program."""
+    if config.task in ("recall", "ablation"):
         study = getattr(config, config.task)
         return dataclasses.replace(config, **{config.task: dataclasses.replace(study, rates=study.rates[:1])})
-    if config.wikitext.path:
+    if config.task == "long_range" or config.wikitext.path:
         return config
     path = stand_ins.words(folder, tokens=1_000_000, vocabulary=config.wikitext.max_words)
     return dataclasses.replace(config, wikitext=dataclasses.replace(config.wikitext, path=path))

@@ -1,4 +1,4 @@
-"""Architectures as dynamical systems: extreme decays, heads, groups, rotations, limits, refusals, what is found to differ."""
+"""Architectures as dynamical systems: extreme decays, heads, groups, rotations, limits, refusals, comparisons."""
 
 import functools
 
@@ -33,7 +33,9 @@ def made(name, expansion=2):
 
 def by_hand(decay, inputs, outputs, feedthrough, u):
     """The recurrence in float64 NumPy, and Phi by products of decays."""
-    decay, inputs, outputs, feedthrough, u = (np.asarray(a, np.float64) for a in (decay, inputs, outputs, feedthrough, u))
+    decay, inputs, outputs, feedthrough, u = (
+        np.asarray(a, np.float64) for a in (decay, inputs, outputs, feedthrough, u)
+    )
     h, ys = np.zeros(decay.shape[1]), []
     phi = np.zeros((len(u), len(u), outputs.shape[1], u.shape[1]))
     for t in range(len(u)):
@@ -92,7 +94,9 @@ def test_grouped_rotary_softmax_is_a_system_with_enough_states():
     small = 0.3 * U
     y = module.apply(params, small[None])[0][0]
     errors = [
-        check_equivalence(y, to_dsf("attention", params["params"], small, degree=d, positions="rotary"), small).max_error
+        check_equivalence(
+            y, to_dsf("attention", params["params"], small, degree=d, positions="rotary"), small
+        ).max_error
         for d in (0, 2)
     ]
     assert errors[0] > 10 * errors[1] and errors[1] < 1e-3, errors
@@ -130,7 +134,9 @@ def test_taylor_features_are_the_series_of_exp():
     q, k = (0.5 * jax.random.normal(key, (3,)) for key in jax.random.split(jax.random.key(5)))
     s = float(q @ k)
     assert taylor_features(q, 4).shape == (1 + 3 + 9 + 27 + 81,)
-    np.testing.assert_allclose(taylor_features(q, 4) @ taylor_features(k, 4), 1 + s + s**2 / 2 + s**3 / 6 + s**4 / 24, 1e-5)
+    np.testing.assert_allclose(
+        taylor_features(q, 4) @ taylor_features(k, 4), 1 + s + s**2 / 2 + s**3 / 6 + s**4 / 24, 1e-5
+    )
 
 
 def test_the_comparison_finds_what_hangs_on_the_input_and_what_is_shared():

@@ -1,4 +1,4 @@
-"""What is special about the mixers of this paper: identities between them, initial values, extreme inputs, dropout, errors."""
+"""Mixers of this paper: identities between them, initial values, extreme inputs, dropout, wrong options."""
 
 import functools
 
@@ -62,7 +62,7 @@ def test_rg_lru_starts_like_recurrent_gemma():
 def test_decays_begin_in_their_ring_and_uniform_by_area():
     p = decay_initializer(0.9, 0.999)(jax.random.key(0), (4000,))
     decay = np.asarray(jnp.exp(-8 * jax.nn.softplus(p)))
-    assert 0.9 <= decay.min() and decay.max() <= 0.99901
+    assert decay.min() >= 0.9 and decay.max() <= 0.99901
     assert abs(np.mean(decay**2) - (0.9**2 + 0.999**2) / 2) < 0.003
 
 
