@@ -135,7 +135,7 @@ class Recall:
             vocab_size=self.task.vocab_size, dim=width, depth=self.depth,
             pattern=(mixer_spec(mixer, expansion, self.task.time, self.attention_dropout),),
             mlp="gelu" if normalized else "none", norm="layer", dropout=self.dropout, tie_embeddings=True,
-            scale_embeddings=False, positions="none" if mixer in PLACED else "learned", max_positions=self.task.time,
+            positions="none" if mixer in PLACED else "learned", max_positions=self.task.time,
         )  # fmt: skip
         batch = self.training.batch_size
         if mixer.startswith("qlstm"):
@@ -143,7 +143,7 @@ class Recall:
         training = dataclasses.replace(self.training, learning_rate=rate, batch_size=batch)
         test = dataclasses.replace(self.task, pool=None)
         arm = language_modelling(model, self.task, training, test=test, test_size=self.test_size)
-        return dataclasses.replace(arm, init=lambda key, batch: small_positions(arm.init(key, batch), width))
+        return dataclasses.replace(arm, init=lambda key, batch: small_tables(arm.init(key, batch), width))
 
     def best(self, trained: Mapping[str, Trained]) -> dict[str, float]:
         """name -> the best accuracy on the test over rates and evaluations."""
@@ -155,16 +155,15 @@ class Recall:
         return found
 
 
-def small_positions(params: Any, width: int) -> Any:
-    """The table of positions beginning with the deviation width^-1/2 of the embeddings, in place of 1.
+def small_tables(params: Any, width: int) -> Any:
+    """Tables of tokens and positions that begin with the deviation width^-1/2 where they are added, in place of 1.
 
-    Adam moves every number by about the learning rate a step. With tables of deviation 1, softmax attention stays at an
-    accuracy of about 0.3 here; from these it learns the task.
+    Adam moves every number by about the learning rate a step. From tables of deviation 1, softmax attention with these
+    settings stays at an accuracy of about 0.3; from these it learns the task.
     """
     inner = params["params"]
-    if "positions" not in inner:
-        return params
-    return {**params, "params": {**inner, "positions": width**-0.5 * inner["positions"]}}
+    tables = {name: width**-0.5 * inner[name] for name in ("embedding", "positions") if name in inner}
+    return {**params, "params": {**inner, **tables}}
 
 
 def _accuracies(run: Trained) -> list[float]:

@@ -40,8 +40,6 @@ class LanguageModel(nn.Module):
         themselves need none); positions count from the start of the document.
       max_positions: size of the learned table; later positions reuse its last row.
       tie_embeddings: output matrix = embedding matrix transposed.
-      scale_embeddings: multiply embeddings by dim^1/2, which gives them unit variance at the start; without it their
-        deviation there is dim^-1/2.
       dtype: compute dtype; logits are float32.
     """
 
@@ -60,7 +58,6 @@ class LanguageModel(nn.Module):
     positions: str = "none"
     max_positions: int = 1024
     tie_embeddings: bool = False
-    scale_embeddings: bool = True
     dtype: str = "float32"
 
     causal: ClassVar[bool] = True
@@ -94,7 +91,7 @@ class LanguageModel(nn.Module):
         if state is not None:
             check_state(state, jax.eval_shape(lambda: self.initial_state(tokens.shape[0])))
         embedding = self.param("embedding", nn.initializers.normal(self.dim**-0.5), (self.vocab_size, self.dim))
-        x = (embedding[tokens] * (self.dim**0.5 if self.scale_embeddings else 1)).astype(self.dtype)
+        x = (embedding[tokens] * self.dim**0.5).astype(self.dtype)
         start = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state.position
         position = count_positions(start, tokens.shape[1], reset)
         if self.positions == "sinusoidal":
