@@ -2,17 +2,30 @@
 
 from zoo.analysis.comparison import Cost, Measured, compare, cost
 from zoo.analysis.counting import Memory, count_parameters, flops, memory, state_bytes
+from zoo.analysis.dynamical_systems import (
+    DynamicalSystem,
+    Equivalence,
+    check_equivalence,
+    compare_systems,
+    comparison_table,
+    to_dsf,
+)
 from zoo.analysis.gradient_flow import jacobian_log_norms, log_norm_bound, mixer_step, weight_sweep
 from zoo.analysis.memory_probe import band_limited_noise, memory_probe, run_system
 from zoo.analysis.streaming import bytes_of, step_flops, stream, stream_seconds
 
 __all__ = [
     "Cost",
+    "DynamicalSystem",
+    "Equivalence",
     "Measured",
     "Memory",
     "band_limited_noise",
     "bytes_of",
+    "check_equivalence",
     "compare",
+    "compare_systems",
+    "comparison_table",
     "cost",
     "count_parameters",
     "flops",
@@ -26,5 +39,6 @@ __all__ = [
     "step_flops",
     "stream",
     "stream_seconds",
+    "to_dsf",
     "weight_sweep",
 ]

@@ -16,6 +16,7 @@ from zoo.layers.cell_initializers import cell_bias, cell_weight
 from zoo.layers.ctc import ctc_loss
 from zoo.layers.discretization import discretize, generalized_bilinear, zero_order_hold
 from zoo.layers.hippo import legs, legs_eigen, transition
+from zoo.layers.linear_attention import FEATURE_MAPS, dropped_attention, linear_attention_parameters
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
 from zoo.layers.mlp import MLP, make_mlp
 from zoo.layers.moe import MixtureOfExperts, mixture_of_experts
@@ -28,6 +29,7 @@ from zoo.layers.quasiseparable import Quasiseparable, discretize_structured, str
 from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
 
 __all__ = [
+    "FEATURE_MAPS",
     "MLP",
     "NONLINEARITIES",
     "BatchNorm",
@@ -47,6 +49,7 @@ __all__ = [
     "discretize",
     "discretize_structured",
     "document_positions",
+    "dropped_attention",
     "generalized_bilinear",
     "grouped_attention",
     "head_projection",
@@ -54,6 +57,7 @@ __all__ = [
     "legs",
     "legs_eigen",
     "linear",
+    "linear_attention_parameters",
     "make_mlp",
     "make_norm",
     "masked_mean",

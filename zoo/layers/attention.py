@@ -163,7 +163,7 @@ def project_heads(
     base: float,
     fraction: float = 1.0,
     scaling: Mapping[str, float] | None = None,
-) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G V"]]:
     """Queries, keys and values of ``x`` in its dtype; queries and keys are rotated to ``positions`` unless None."""
 
     def project(name):

@@ -25,6 +25,7 @@ from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, g
 from zoo.mixers.gilr import GILR, GILRState, gilr
 from zoo.mixers.gru import GRU, GRUState, gru
 from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
+from zoo.mixers.linear_attention import LinearAttention, LinearAttentionState, linear_attention_layer
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
 from zoo.mixers.lru import LRU, LRUState, lru
 from zoo.mixers.lssl import (
@@ -40,6 +41,7 @@ from zoo.mixers.lssl import (
 from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
 from zoo.mixers.mamba import Mamba, MambaState, mamba
 from zoo.mixers.mamba2 import Mamba2, Mamba2State, mamba2
+from zoo.mixers.normalized_attention import NormalizedAttention, NormalizedAttentionState, normalized_attention
 from zoo.mixers.ntm import (
     NTM,
     Addresses,
@@ -54,7 +56,12 @@ from zoo.mixers.ntm import (
 )
 from zoo.mixers.paragru import ParaGRU, ParaGRUState, paragru
 from zoo.mixers.paralstm import ParaLSTM, ParaLSTMState, paralstm
+from zoo.mixers.qlstm import QLSTM, QLSTMState, qlstm, qlstm_cell
+from zoo.mixers.rg_lru import RGLRU, RGLRUState, rg_lru
 from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
+from zoo.mixers.s6 import S6, S6State, s6
+from zoo.mixers.seahawk import SEaHawk, SEaHawkState, seahawk
+from zoo.mixers.ssd import SSD, SSDState, ssd
 from zoo.mixers.universal_transformer import (
     UniversalTransformer,
     UniversalTransformerState,
@@ -72,8 +79,12 @@ __all__ = [
     "LSSL",
     "LSTM",
     "NTM",
+    "QLSTM",
+    "RGLRU",
     "S5",
+    "S6",
     "SLSTM",
+    "SSD",
     "Aaren",
     "AarenState",
     "Addresses",
@@ -95,6 +106,8 @@ __all__ = [
     "LRUState",
     "LSSLState",
     "LSTMState",
+    "LinearAttention",
+    "LinearAttentionState",
     "LinearSystem",
     "LiquidS4",
     "LiquidS4State",
@@ -103,12 +116,20 @@ __all__ = [
     "Mamba2State",
     "MambaState",
     "NTMState",
+    "NormalizedAttention",
+    "NormalizedAttentionState",
     "ParaGRU",
     "ParaGRUState",
     "ParaLSTM",
     "ParaLSTMState",
+    "QLSTMState",
+    "RGLRUState",
     "S5Bidirectional",
     "S5State",
+    "S6State",
+    "SEaHawk",
+    "SEaHawkState",
+    "SSDState",
     "UniversalTransformer",
     "UniversalTransformerEncoder",
     "UniversalTransformerState",
@@ -127,6 +148,7 @@ __all__ = [
     "gilr",
     "gru",
     "jordan",
+    "linear_attention_layer",
     "liquid_s4",
     "liquid_scan",
     "liquid_second_order",
@@ -139,17 +161,24 @@ __all__ = [
     "lstm_states",
     "mamba",
     "mamba2",
+    "normalized_attention",
     "ntm",
     "paragru",
     "paralstm",
     "ponder_cost",
     "precompute_kernel",
     "prefix_attention",
+    "qlstm",
+    "qlstm_cell",
     "read_memory",
+    "rg_lru",
     "s5",
     "s5_bidirectional",
+    "s6",
+    "seahawk",
     "sharpen_address",
     "shift_address",
+    "ssd",
     "step_histogram",
     "universal_transformer",
     "window_mlp",

@@ -20,6 +20,7 @@ from zoo.tasks.listops import ListOps, ListOpsFiles
 from zoo.tasks.long_range_arena import DocumentRetrieval, MovieReviews, Pathfinder
 from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_accuracy
 from zoo.tasks.motifs import MotifClassification
+from zoo.tasks.mqar import MultiQueryAssociativeRecall
 from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
 from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
@@ -64,6 +65,7 @@ __all__ = [
     "MarkovLogNormal",
     "MotifClassification",
     "MovieReviews",
+    "MultiQueryAssociativeRecall",
     "NoisyStrokes",
     "OfflineTrajectories",
     "ParallelText",
