@@ -9,6 +9,7 @@ from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
 from zoo.tasks.digits import Digits, IdxDigits
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
+from zoo.tasks.induction_heads import InductionHeads
 from zoo.tasks.labelling import FutureContext, LabelledFrames, NoisyStrokes
 from zoo.tasks.lambada import Lambada
 from zoo.tasks.learning_to_execute import LearningToExecute
@@ -19,6 +20,7 @@ from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
 from zoo.tasks.reversal import Reversal
+from zoo.tasks.selective_copying import SelectiveCopying
 from zoo.tasks.text_streams import TextStreams, load_tokens
 from zoo.tasks.timeseries import UEAClassification
 from zoo.tasks.token_file import TokenFile
@@ -42,6 +44,7 @@ __all__ = [
     "HopRecall",
     "HostTask",
     "IdxDigits",
+    "InductionHeads",
     "LabelledFrames",
     "Lambada",
     "LearningToExecute",
@@ -53,6 +56,7 @@ __all__ = [
     "Parity",
     "PointMass",
     "Reversal",
+    "SelectiveCopying",
     "SeriesWindows",
     "ShapeCaptions",
     "SumOfSines",
