@@ -44,6 +44,7 @@ from zoo.mixers.ntm import (
 )
 from zoo.mixers.paragru import ParaGRU, ParaGRUState, paragru
 from zoo.mixers.paralstm import ParaLSTM, ParaLSTMState, paralstm
+from zoo.mixers.s4d import S4D, S4DBidirectional, S4DState, s4d, s4d_bidirectional, s4d_kernel
 from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
 from zoo.mixers.universal_transformer import (
     UniversalTransformer,
