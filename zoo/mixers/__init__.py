@@ -19,6 +19,7 @@ from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attent
 from zoo.mixers.attention import Attention, AttentionState, attention
 from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
+from zoo.mixers.dss import DSS, DSSState, dss, dss_kernel
 from zoo.mixers.elman import Elman, ElmanState, elman
 from zoo.mixers.flashrnn import SLSTM, FlashRNN, FlashRNNState, flashrnn_layer
 from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
@@ -44,6 +45,7 @@ from zoo.mixers.ntm import (
 )
 from zoo.mixers.paragru import ParaGRU, ParaGRUState, paragru
 from zoo.mixers.paralstm import ParaLSTM, ParaLSTMState, paralstm
+from zoo.mixers.s4 import S4, S4Bidirectional, S4State, S4System, s4, s4_bidirectional, s4_kernel
 from zoo.mixers.s4d import S4D, S4DBidirectional, S4DState, s4d, s4d_bidirectional, s4d_kernel
 from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
 from zoo.mixers.universal_transformer import (
