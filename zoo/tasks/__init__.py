@@ -15,6 +15,7 @@ from zoo.tasks.lambada import Lambada
 from zoo.tasks.learning_to_execute import LearningToExecute
 from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_accuracy
 from zoo.tasks.motifs import MotifClassification
+from zoo.tasks.mqar import MultiQueryAssociativeRecall
 from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
 from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
@@ -50,6 +51,7 @@ __all__ = [
     "LearningToExecute",
     "MarkovLogNormal",
     "MotifClassification",
+    "MultiQueryAssociativeRecall",
     "NoisyStrokes",
     "OfflineTrajectories",
     "ParallelText",
