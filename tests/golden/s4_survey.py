@@ -23,7 +23,8 @@ from zoo.scans import linear_attention, selective_scan
 def check(case: Any) -> Iterator[tuple[str, Any]]:
     """Yields every output of ``case``; ValueError for the systems of this survey that the zoo does not have yet."""
     systems = {
-        "s4_dplr": s4_dplr, "s4d_dss": s4d_dss, "s5_core": s5_core, "lru_liquid": lru_liquid, "ssd_core": ssd_core, "selective_scan_core": selective_scan_core,
+        "s4_dplr": s4_dplr, "s4d_dss": s4d_dss, "s5_core": s5_core, "lru_liquid": lru_liquid, "ssd_core": ssd_core,
+        "selective_scan_core": selective_scan_core,
         "hf_mamba2": language_model, "hf_mamba": language_model,
     }  # fmt: skip
     prefix = next((name for name in systems if case.name.startswith(name)), None)

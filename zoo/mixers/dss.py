@@ -2,25 +2,25 @@
 
 Gupta, Gu, Berant (2022), Diagonal State Spaces are as Effective as Structured State Spaces.
 
-One system per channel d with M modes, u_t the channel's input, Lambda, w [D, M] complex and dt_d = exp(log_dt_d); all products
-elementwise in the modes, and no conjugates (so no factor 2):
+One system per channel d with M modes, u_t the channel's input, Lambda, w [D, M] complex and dt_d = exp(log_dt_d); all
+products elementwise in the modes, and no conjugates (so no factor 2):
 
     exp      K_l = Re sum_n w (exp(Lambda dt) - 1) / Lambda exp(Lambda dt l)        Re Lambda = -exp(log_neg_re)
-    softmax  K_l = Re sum_n w / Lambda softmax_l(Lambda dt l)                       Lambda_re free, softmax over l = 0 .. L - 1
+    softmax  K_l = Re sum_n w / Lambda softmax_l(Lambda dt l)      Lambda_re free, softmax over l = 0 .. L - 1
     y = K * u + D u
 
-exp is the zero-order hold of x' = Lambda x + u, y = Re(w x). The softmax, over complex numbers, divides by sum_l exp(Lambda dt
-l), in which the length L enters. Here L is a fixed number of the layer (``length``, the length it is trained at), so that a
-layer is one system, the recurrence h_t = exp(Lambda dt) h_{t-1} + u_t, for calls of any length, decoding and cuts
-included. Where Re Lambda > 0 the exponent is shifted by its largest value, at l = L - 1; such a mode grows, and what it does
-beyond L steps nobody has trained. Sums below ``SMALLEST`` in magnitude are divided by as if they were of that size.
+exp is the zero-order hold of x' = Lambda x + u, y = Re(w x). The softmax, over complex numbers, divides by
+sum_l exp(Lambda dt l), in which the length L enters. Here L is a fixed number of the layer (``length``, the length it is
+trained at), so that a layer is one system, a recurrence with decay exp(Lambda dt), for calls of any length, decoding and
+cuts included. Where Re Lambda > 0 the exponent is shifted by its largest value, at l = L - 1; such a mode grows, and what it
+does beyond L steps nobody has trained. A sum z is divided by as z^* / max(|z|^2, ``SMALLEST``).
 
-Forms and states as in S4D (``zoo.layers.diagonal_system``). Initialisation: Lambda the diagonal part of HiPPO-LegS, w complex
-normal, log_dt uniform between log dt_min and log dt_max. Behind the system stands an activation
+Forms and states as in S4D (``zoo.layers.diagonal_system``). Initialisation: Lambda the diagonal part of HiPPO-LegS, w
+complex normal, log_dt uniform between log dt_min and log dt_max. Behind the system stands an activation
 (``zoo.layers.output_activation``).
 
-Time O(B D T (log T + M)), memory O(B D T) in the kernel form, O(B D T M) in the scan form; state: M complex numbers per channel
-and row.
+Time O(B D T (log T + M)), memory O(B D T) in the kernel form, O(B D T M) in the scan form; state: M complex numbers per
+channel and row.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ from zoo.layers.step_sizes import check_step_sizes, log_step_sizes
 from zoo.registry import register
 
 NORMALIZATIONS = ("exp", "softmax")
-SMALLEST = 1e-7  # of |sum|^2
+SMALLEST = 1e-7
 
 
 @struct.dataclass
@@ -67,8 +67,8 @@ def dss(
     """The layer of the module docstring.
 
     Args:
-      params: ``log_neg_re`` (exp) or ``Lambda_re`` (softmax), ``Lambda_im``, ``w_re``, ``w_im`` [D, M]; ``log_dt``, ``D`` [D];
-        those of the activation.
+      params: ``log_neg_re`` (exp) or ``Lambda_re`` (softmax), ``Lambda_im``, ``w_re``, ``w_im`` [D, M]; ``log_dt``,
+        ``D`` [D]; those of the activation.
       x: inputs.
       state: state before the first token; None for the start.
       normalization: "exp" or "softmax".

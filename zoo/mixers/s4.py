@@ -17,10 +17,10 @@ rank (``zoo.layers.dplr``) its state is M = N/2 complex modes and their conjugat
                     (1 - w Abar)^-1 Bbar = dt (R - g R P (1 + g P^* R P)^-1 P^* R) B
                     R = 1 / ((1 - w) - g Lambda),  g = (1 + w) dt / 2
 
-On the unit circle itself R is as large as 1 / (dt |Re Lambda|) near the frequency of a mode, and the two terms of the Woodbury
-identity cancel almost all of it (LegT and Fourier have Re Lambda = 0: in float32 nothing would be left of short kernels).
-So the roots are taken on the circle |w| = exp(-1/L), where R stays below L: C~ = C (1 - Abar^L / e), and K_l = exp(l/L) times
-what the inverse FFT gives, rounding errors growing by e at most.
+On the unit circle itself R is as large as 1 / (dt |Re Lambda|) near the frequency of a mode, and the two terms of the
+Woodbury identity cancel almost all of it (LegT and Fourier have Re Lambda = 0: in float32 little would be left of short
+kernels). So the roots are taken on the circle |w| = exp(-1/L), where R stays below L: C~ = C (1 - Abar^L / e), and K_l is
+exp(l/L) times what the inverse FFT gives, by which rounding errors grow, e times at most.
 
 The sums C~ R B, C~ R P, P^* R B, P^* R P are Cauchy kernels v / (z - dt Lambda) with z = 2 (1 - w) / (1 + w), multiplied
 through by (1 + w) / 2: so written they have no pole where w = -1 (the middle frequency of an even L), and any L will do.
@@ -332,10 +332,8 @@ def _response(transition, readout, begin, time):
     chunks = -(-time // size)
     row = jnp.einsum("di,dij->dj", 2 * _real(readout.conj()), transition)
     rows = _krylov(jnp.swapaxes(transition, -1, -2), row, size)  # columns (C Abar^(j+1))^T
-    ends = affine_scan(
-        jnp.linalg.matrix_power(transition, size)[None, None], jnp.zeros((len(begin), chunks, *begin.shape[1:]), begin.dtype),
-        begin,
-    )[0]  # fmt: skip
+    nothing = jnp.zeros((len(begin), chunks, *begin.shape[1:]), begin.dtype)
+    ends, _ = affine_scan(jnp.linalg.matrix_power(transition, size)[None, None], nothing, begin)
     starts = jnp.concatenate([begin[:, None], ends[:, :-1]], axis=1)
     y = jnp.einsum("bidn,dnj->bijd", starts, rows)
     return y.reshape(len(begin), chunks * size, -1)[:, :time]
@@ -422,16 +420,16 @@ class S4(nn.Module):
         check_sequence(x, self.dim, reset)
         if state is not None:
             check_state(state, self.initial_state(x.shape[0]))
-        return s4(_declare(self, 1), x.astype(self.dtype), state, activation=self.activation, reset=reset, form=self.form)
+        return s4(
+            _declare(self, 1), x.astype(self.dtype), state, activation=self.activation, reset=reset, form=self.form
+        )
 
     def initial_state(self, batch_size: int, dtype: str | None = None) -> S4State:
         """Zeros; the state is complex64 whatever ``dtype``."""
         return S4State(jnp.zeros((batch_size, self.dim, self.state_dim // 2), jnp.complex64))
 
 
-@register(
-    "s4_bidirectional", variants={"default": {"state_dim": 4, "hippo": "fourier", "dt_min": 0.05, "dt_max": 0.5}}
-)
+@register("s4_bidirectional", variants={"default": {"state_dim": 4, "hippo": "fourier", "dt_min": 0.05, "dt_max": 0.5}})
 class S4Bidirectional(nn.Module):
     """Bidirectional S4: two kernels per channel, one from each end.
 

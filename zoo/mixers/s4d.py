@@ -185,7 +185,8 @@ def _declare(module: Any, directions: int) -> dict[str, Array]:
     variants={
         "default": {"state_dim": 6, "dt_min": 0.05, "dt_max": 0.5},
         "inv_bilinear": {
-            "state_dim": 4, "lambda_init": "inv", "discretization": "bilinear", "activation": "gelu", "dt_min": 0.1, "dt_max": 1.0,
+            "state_dim": 4, "lambda_init": "inv", "discretization": "bilinear", "activation": "gelu", "dt_min": 0.1,
+            "dt_max": 1.0,
         },
     },
 )  # fmt: skip
