@@ -12,12 +12,12 @@ Forms, the same numbers up to rounding:
             is decay^T h_{-1} + sum_s decay^(T-1-s) gain u_s. O(T log T + T N) per row and channel, never a state per step
     scan    ``linear_scan``: the states of all steps, O(T N) time and memory per row and channel; documents may end anywhere
 
-All three sums over n and l are products with a Vandermonde matrix V_nl = decay_n^l. It is never made: with l = i J + j,
-J about sqrt(T), decay^l = (decay^J)^i decay^j, and a sum is one product of matrices of sqrt(T) columns each.
+All three sums over n and l are products with a Vandermonde matrix V_nl = decay_n^l. It is never made: with l = i J +
+j, J about sqrt(T), decay^l = (decay^J)^i decay^j, and a sum is one product of matrices of sqrt(T) columns each.
 
 Rounding. Powers come from repeated products, so that decay^l has a relative error of about 2 l eps, whatever the
-frequency. That is what rounding ``decay`` once costs any form: the phase of a mode that does not decay is known to about
-l eps after l steps, 1e-4 rad after a thousand and 1e-2 after a hundred thousand steps in float32.
+frequency. That is what rounding ``decay`` once costs any form: the phase of a mode that does not decay is known to
+about l eps after l steps, 1e-4 rad after a thousand and 1e-2 after a hundred thousand steps in float32.
 """
 
 import math

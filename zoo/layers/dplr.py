@@ -1,12 +1,13 @@
 """Diagonal plus low rank: HiPPO matrices in the basis where S4 computes with them.
 
-Gu, Goel, Re (2021), Efficiently Modeling Long Sequences with Structured State Spaces; Gu, Dao, Ermon, Rudra, Re (2020),
-HiPPO (the matrices). A HiPPO matrix is normal plus low rank (NPLR): with real P [N, r] there is a unitary V such that
+Gu, Goel, Re (2021), Efficiently Modeling Long Sequences with Structured State Spaces; Gu, Dao, Ermon, Rudra, Re
+(2020), HiPPO (the matrices). A HiPPO matrix is normal plus low rank (NPLR): with real P [N, r] there is a unitary V
+such that
 
     A = V diag(Lambda) V^* - P P^T          A + P P^T is a multiple of the identity plus a skew-symmetric matrix
 
-so that in the basis V it is diagonal plus low rank (DPLR): x -> V^* x turns (A, P, B) into (diag(Lambda) - P~ P~^*, V^* P,
-V^* B). Eigenvalues and vectors come in conjugate pairs; one of each pair is kept, the one with Im Lambda < 0.
+so that in the basis V it is diagonal plus low rank (DPLR): x -> V^* x turns (A, P, B) into (diag(Lambda) - P~ P~^*,
+V^* P, V^* B). Eigenvalues and vectors come in conjugate pairs; one of each pair is kept, the one with Im Lambda < 0.
 
     legs     scaled Legendre        r = 1, Re Lambda = -1/2
     legt     translated Legendre    r = 2, Re Lambda = 0      A_ij = -R_i R_j (i >= j), -(-1)^(i-j) R_i R_j (i < j), B = R

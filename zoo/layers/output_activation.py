@@ -5,8 +5,8 @@ With y_t [H] the system's output and z = gelu(y):
     none  y      gelu  z      full_glu  (W1 z + b1) * sigmoid(W2 z + b2)
     half_glu1  z * sigmoid(W2 z + b2)      half_glu2  y * sigmoid(W2 z + b2)
 
-full_glu is a linear map to 2 H channels and a gated linear unit (Gu et al. 2021), the half forms are those of Smith et al.
-(2023).
+full_glu is a linear map to 2 H channels and a gated linear unit (Gu et al. 2021), the half forms are those of Smith
+et al. (2023).
 """
 
 from collections.abc import Mapping

@@ -25,6 +25,9 @@ from zoo.mixers.flashrnn import SLSTM, FlashRNN, FlashRNNState, flashrnn_layer
 from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
 from zoo.mixers.gilr import GILR, GILRState, gilr
 from zoo.mixers.gru import GRU, GRUState, gru
+from zoo.mixers.gss import GSS, GSSState, gss
+from zoo.mixers.h3 import H3, H3State, h3
+from zoo.mixers.hyena import Hyena, HyenaState, hyena, hyena_filters
 from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
 from zoo.mixers.lru import LRU, LRUState, lru
@@ -62,6 +65,8 @@ __all__ = [
     "DSS",
     "GILR",
     "GRU",
+    "GSS",
+    "H3",
     "LRU",
     "LSTM",
     "NTM",
@@ -83,8 +88,12 @@ __all__ = [
     "FlashRNNState",
     "GILRState",
     "GRUState",
+    "GSSState",
     "GatedRecurrence",
     "GatedRecurrenceState",
+    "H3State",
+    "Hyena",
+    "HyenaState",
     "Jordan",
     "JordanOutput",
     "JordanState",
@@ -127,6 +136,10 @@ __all__ = [
     "gated_recurrence",
     "gilr",
     "gru",
+    "gss",
+    "h3",
+    "hyena",
+    "hyena_filters",
     "jordan",
     "liquid_s4",
     "liquid_scan",

@@ -9,18 +9,18 @@ products elementwise in the modes, and no conjugates (so no factor 2):
     softmax  K_l = Re sum_n w / Lambda softmax_l(Lambda dt l)      Lambda_re free, softmax over l = 0 .. L - 1
     y = K * u + D u
 
-exp is the zero-order hold of x' = Lambda x + u, y = Re(w x). The softmax, over complex numbers, divides by
-sum_l exp(Lambda dt l), in which the length L enters. Here L is a fixed number of the layer (``length``, the length it is
-trained at), so that a layer is one system, a recurrence with decay exp(Lambda dt), for calls of any length, decoding and
-cuts included. Where Re Lambda > 0 the exponent is shifted by its largest value, at l = L - 1; such a mode grows, and what it
-does beyond L steps nobody has trained. A sum z is divided by as z^* / max(|z|^2, ``SMALLEST``).
+exp is the zero-order hold of x' = Lambda x + u, y = Re(w x). The softmax, over complex numbers, divides by sum_l
+exp(Lambda dt l), in which the length L enters. Here L is a fixed number of the layer (``length``, the length it is
+trained at), so that a layer is one system, a recurrence with decay exp(Lambda dt), for calls of any length, decoding
+and cuts included. Where Re Lambda > 0 the exponent is shifted by its largest value, at l = L - 1; such a mode grows,
+and what it does beyond L steps nobody has trained. A sum z is divided by as z^* / max(|z|^2, ``SMALLEST``).
 
 Forms and states as in S4D (``zoo.layers.diagonal_system``). Initialisation: Lambda the diagonal part of HiPPO-LegS, w
 complex normal, log_dt uniform between log dt_min and log dt_max. Behind the system stands an activation
 (``zoo.layers.output_activation``).
 
-Time O(B D T (log T + M)), memory O(B D T) in the kernel form, O(B D T M) in the scan form; state: M complex numbers per
-channel and row.
+Time O(B D T (log T + M)), memory O(B D T) in the kernel form, O(B D T M) in the scan form; state: M complex numbers
+per channel and row.
 """
 
 from collections.abc import Mapping

@@ -2,8 +2,8 @@
 
 Gu, Goel, Re (2021), Efficiently Modeling Long Sequences with Structured State Spaces.
 
-One system per channel d, u_t the channel's input, of real size N. In the basis where the HiPPO matrix is diagonal plus low
-rank (``zoo.layers.dplr``) its state is M = N/2 complex modes and their conjugates:
+One system per channel d, u_t the channel's input, of real size N. In the basis where the HiPPO matrix is diagonal
+plus low rank (``zoo.layers.dplr``) its state is M = N/2 complex modes and their conjugates:
 
     continuous  h' = A h + B u,  A = diag(Lambda) - P P^*      Lambda, B, C [M], P [M, r] complex, Re Lambda < 0
     bilinear    (2/dt - A) h_t = (2/dt + A) h_{t-1} + 2 B u_t  that is  h_t = Abar h_{t-1} + Bbar u_t,  dt_d = exp(log_dt_d)
@@ -18,28 +18,30 @@ rank (``zoo.layers.dplr``) its state is M = N/2 complex modes and their conjugat
                     R = 1 / ((1 - w) - g Lambda),  g = (1 + w) dt / 2
 
 On the unit circle itself R is as large as 1 / (dt |Re Lambda|) near the frequency of a mode, and the two terms of the
-Woodbury identity cancel almost all of it (LegT and Fourier have Re Lambda = 0: in float32 little would be left of short
-kernels). So the roots are taken on the circle |w| = exp(-1/L), where R stays below L: C~ = C (1 - Abar^L / e), and K_l is
-exp(l/L) times what the inverse FFT gives, by which rounding errors grow, e times at most.
+Woodbury identity cancel almost all of it (LegT and Fourier have Re Lambda = 0: in float32 little would be left of
+short kernels). So the roots are taken on the circle |w| = exp(-1/L), where R stays below L: C~ = C (1 - Abar^L / e),
+and K_l is exp(l/L) times what the inverse FFT gives, by which rounding errors grow, e times at most.
 
-The sums C~ R B, C~ R P, P^* R B, P^* R P are Cauchy kernels v / (z - dt Lambda) with z = 2 (1 - w) / (1 + w), multiplied
-through by (1 + w) / 2: so written they have no pole where w = -1 (the middle frequency of an even L), and any L will do.
+The sums C~ R B, C~ R P, P^* R B, P^* R P are Cauchy kernels v / (z - dt Lambda) with z = 2 (1 - w) / (1 + w),
+multiplied through by (1 + w) / 2: so written they have no pole where w = -1 (the middle frequency of an even L), and
+any L will do.
 
-Training and prefill take the kernel form: y = K * u + D u by FFT, plus 2 Re(C Abar^(l+1) h_{-1}), and the state after the
-last step from powers of Abar as a dense real [N, N] matrix; nothing is kept per step and state. Decoding and packed
-documents take the steps. C itself is the parameter, not C~: the same parameters hold for every length
-(``truncate_readout`` and ``restore_readout`` convert weights that were stored as C~). By the FFT, an output of the kernel
-form depends on later inputs within rounding.
+Training and prefill take the kernel form: y = K * u + D u by FFT, plus 2 Re(C Abar^(l+1) h_{-1}), and the state after
+the last step from powers of Abar as a dense real [N, N] matrix; nothing is kept per step and state. Decoding and
+packed documents take the steps. C itself is the parameter, not C~: the same parameters hold for every length
+(``truncate_readout`` and ``restore_readout`` convert weights that were stored as C~). By the FFT, an output of the
+kernel form depends on later inputs within rounding.
 
-Behind the system stands an activation (``zoo.layers.output_activation``), by default GELU, a linear map to 2 D channels and
-a gated linear unit. Initialisation: Lambda, P, B from HiPPO-LegS (r = 1), LegT or Fourier (r = 2), Re Lambda at most -1e-4,
-Im B within ``b_clip``; C complex normal; log_dt uniform between log dt_min and log dt_max. ``systems`` copies of (Lambda, P,
-B) are trained, each shared by D / systems neighbouring channels.
+Behind the system stands an activation (``zoo.layers.output_activation``), by default GELU, a linear map to 2 D
+channels and a gated linear unit. Initialisation: Lambda, P, B from HiPPO-LegS (r = 1), LegT or Fourier (r = 2), Re
+Lambda at most -1e-4, Im B within ``b_clip``; C complex normal; log_dt uniform between log dt_min and log dt_max.
+``systems`` copies of (Lambda, P, B) are trained, each shared by D / systems neighbouring channels.
 
-Bidirectional (its own mixer): a second kernel, with a C of its own, runs from the end, and both are added; C is [2, D, M].
+Bidirectional (its own mixer): a second kernel, with a C of its own, runs from the end, and both are added; C is [2,
+D, M].
 
-Time in the kernel form O(D (B T log T + T N r^2 + N^3 log T + B T N)), memory O(D T (B + N)); steps: O(B T D N r). State: M
-complex numbers per channel and row, none for the bidirectional form.
+Time in the kernel form O(D (B T log T + T N r^2 + N^3 log T + B T N)), memory O(D T (B + N)); steps: O(B T D N r).
+State: M complex numbers per channel and row, none for the bidirectional form.
 """
 
 import math

@@ -2,55 +2,46 @@
 
 Gu, Gupta, Goel, Re (2022), On the Parameterization and Initialization of Diagonal State Space Models.
 
-One system per channel d with N/2 stored modes of conjugate pairs (state_dim = N), u_t the channel's input, Lambda, B, C
-[D, N/2] complex and step sizes dt_d = exp(log_dt_d); all products elementwise in the modes:
+One system per channel d with N/2 stored modes of conjugate pairs (state_dim = N), u_t the channel's input, Lambda, B,
+C [D, N/2] complex and step sizes dt_d = exp(log_dt_d); all products elementwise in the modes:
 
     h_t = Abar h_{t-1} + Bbar u_t       y_t = 2 Re sum_n C h_t + D u_t
     zoh        Abar = exp(Lambda dt),                           Bbar = (Abar - 1) / Lambda B
     bilinear   Abar = (1 + Lambda dt/2) / (1 - Lambda dt/2),    Bbar = dt / (1 - Lambda dt/2) B
     kernel     K_l = 2 Re sum_n C Bbar Abar^l,  y = K * u + D u + 2 Re sum_n C Abar^(l+1) h_{-1}
 
-Training and prefill take the kernel form, decoding and packed documents the recurrence (``zoo.layers.diagonal_system``); by
-the FFT, an output of the kernel form depends on later inputs within rounding. Behind the system stands an activation
-(``zoo.layers.output_activation``), by default GELU, a linear map to 2 D channels and a gated linear unit.
+Training and prefill take the kernel form, decoding and packed documents the recurrence
+(``zoo.layers.diagonal_system``); by the FFT, an output of the kernel form depends on later inputs within rounding.
+Behind the system stands an activation (``zoo.layers.output_activation``), by default GELU, a linear map to 2 D
+channels and a gated linear unit.
 
-Initial eigenvalues, n = 0 .. N/2 - 1:
+Initial eigenvalues: ``zoo.layers.s4d_system``; B starts at 1, C is complex normal, log_dt uniform between log dt_min
+and log dt_max.
 
-    lin     -1/2 + i pi n                          inv   -1/2 + i (N / pi) (N / (2n + 1) - 1)
-    legs    the diagonal part of HiPPO-LegS        real  -(n + 1); the factor 2 stays
-    random  real part -exp(g) / 2, imaginary part (N / 2) g', with g, g' standard normal
+Bidirectional (its own mixer): a second kernel, with a C of its own, runs from the end, and both are added; C is [2,
+D, N/2].
 
-Re Lambda = -exp(log_neg_re) stays negative. B starts at 1, C is complex normal, log_dt uniform between log dt_min and log
-dt_max.
-
-Bidirectional (its own mixer): a second kernel, with a C of its own, runs from the end, and both are added; C is [2, D, N/2].
-
-Time O(B D T (log T + N)), memory O(B D T) in the kernel form, O(B D T N) in the scan form; state: N/2 complex numbers per
-channel and row, none for the bidirectional form.
+Time O(B D T (log T + N)), memory O(B D T) in the kernel form, O(B D T N) in the scan form; state: N/2 complex numbers
+per channel and row, none for the bidirectional form.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Complex, Float
 
-from zoo.checks import check_choice, check_positive, check_sequence, check_state
+from zoo.checks import check_choice, check_sequence, check_state
 from zoo.dtypes import accumulator
 from zoo.layers.diagonal_system import diagonal_kernel, diagonal_system
-from zoo.layers.discretization import DISCRETIZATIONS, discretize
-from zoo.layers.dplr import dplr
+from zoo.layers.discretization import DISCRETIZATIONS
 from zoo.layers.output_activation import activation_parameters, output_activation
-from zoo.layers.step_sizes import check_step_sizes, log_step_sizes
+from zoo.layers.s4d_system import s4d_parameters, s4d_system
 from zoo.layers.two_directions import two_directions
 from zoo.registry import register
 
-INITS = ("lin", "inv", "legs", "real", "random")
 PAPER = "Gu et al. 2022, On the Parameterization and Initialization of Diagonal State Space Models"
 
 
@@ -113,70 +104,20 @@ def s4d_bidirectional(
     return output_activation(params, (y + params["D"] * u).astype(x.dtype), activation)
 
 
-def s4d_system(
-    params: Mapping[str, Array], discretization: str = "zoh", dtype: Any = jnp.float32
-) -> tuple[Complex[Array, "D N"], Complex[Array, "D N"], Complex[Array, "D N"]]:
-    """(Abar, Bbar, 2 C): the arguments of ``zoo.layers.diagonal_system``, in the complex form of ``dtype``."""
-    names = ("log_neg_re", "Lambda_im", "B_re", "B_im", "C_re", "C_im")
-    log_neg_re, imag, b_re, b_im, c_re, c_im = (params[name].astype(dtype) for name in names)
-    eigenvalues = jax.lax.complex(-jnp.exp(log_neg_re), imag)
-    step = jnp.broadcast_to(jnp.exp(params["log_dt"].astype(dtype))[:, None], eigenvalues.shape)
-    decay, gain = discretize(eigenvalues, step, discretization)
-    return decay, gain * jax.lax.complex(b_re, b_im), 2 * jax.lax.complex(c_re, c_im)
-
-
 def s4d_kernel(params: Mapping[str, Array], length: int, discretization: str = "zoh") -> Float[Array, "L D"]:
     """K of the module docstring, in the dtype of the parameters."""
     decay, gain, readout = s4d_system(params, discretization, accumulator(params["log_dt"].dtype))
     return diagonal_kernel(decay, gain * readout, length)
 
 
-def s4d_eigenvalues(init: str, modes: int) -> np.ndarray:
-    """The initial eigenvalues [N/2] of the module docstring, all but "random"; N/2 = ``modes``."""
-    check_choice("init", init, INITS[:-1])
-    n = np.arange(modes)
-    if init == "lin":
-        return -0.5 + 1j * np.pi * n
-    if init == "inv":
-        return -0.5 + 1j * (2 * modes / np.pi) * (2 * modes / (2 * n + 1) - 1)
-    if init == "real":
-        return -(n + 1) + 0j
-    return dplr("legs", 2 * modes).eigenvalues
-
-
 def _declare(module: Any, directions: int) -> dict[str, Array]:
     """Checks the options of ``module`` and declares its parameters, C for so many directions."""
-    check_positive("state_dim", module.state_dim)
-    if module.state_dim % 2:
-        raise ValueError(f"state_dim must be even (half of it is stored), got {module.state_dim}")
-    check_choice("lambda_init", module.lambda_init, INITS)
     check_choice("discretization", module.discretization, DISCRETIZATIONS)
-    check_step_sizes(module.dt_min, module.dt_max)
-    shape = (module.dim, module.state_dim // 2)
-
-    def eigenvalue(part):
-        def init(key):
-            if module.lambda_init == "random":
-                normal = jax.random.normal(key, shape)
-                return normal + math.log(0.5) if part == "re" else shape[1] * normal
-            values = s4d_eigenvalues(module.lambda_init, shape[1])
-            values = np.log(-values.real) if part == "re" else values.imag
-            return jnp.broadcast_to(jnp.asarray(values, jnp.float32), shape)
-
-        return init
-
-    normal = nn.initializers.normal(0.5**0.5)
-    c_shape = shape if directions == 1 else (directions, *shape)
-    params = {
-        "log_neg_re": module.param("log_neg_re", eigenvalue("re")),
-        "Lambda_im": module.param("Lambda_im", eigenvalue("im")),
-        "B_re": module.param("B_re", nn.initializers.ones, shape),
-        "B_im": module.param("B_im", nn.initializers.zeros, shape),
-        "C_re": module.param("C_re", normal, c_shape),
-        "C_im": module.param("C_im", normal, c_shape),
-        "log_dt": module.param("log_dt", log_step_sizes(module.dt_min, module.dt_max), shape[:1]),
-        "D": module.param("D", nn.initializers.normal(1.0), shape[:1]),
-    }
+    params = s4d_parameters(
+        module, module.dim, state_dim=module.state_dim, lambda_init=module.lambda_init, dt_min=module.dt_min,
+        dt_max=module.dt_max, directions=directions,
+    )  # fmt: skip
+    params["D"] = module.param("D", nn.initializers.normal(1.0), (module.dim,))
     return params | activation_parameters(module, module.activation, module.dim)
 
 
