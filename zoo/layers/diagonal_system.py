@@ -8,9 +8,9 @@ With u_t [D] the inputs and h_t [D, N] the complex state, all products elementwi
 Forms, the same numbers up to rounding:
 
     kernel  y = K * u + R, an FFT convolution with the impulse response K_l = Re sum_n readout gain decay^l, plus the
-            response R_l = Re sum_n readout decay^(l+1) h_{-1} to the state that came in; the state after the last step
-            is decay^T h_{-1} + sum_s decay^(T-1-s) gain u_s. O(T log T + T N) per row and channel, never a state per step
-    scan    ``linear_scan``: the states of all steps, O(T N) time and memory per row and channel; documents may end anywhere
+            response R_l = Re sum_n readout decay^(l+1) h_{-1} to the state that came in; the last state is
+            decay^T h_{-1} + sum_s decay^(T-1-s) gain u_s. O(T log T + T N) per row and channel, never a state per step
+    scan    ``linear_scan``: the states of all steps, O(T N) time and memory per row and channel; documents may end within
 
 All three sums over n and l are products with a Vandermonde matrix V_nl = decay_n^l. It is never made: with l = i J +
 j, J about sqrt(T), decay^l = (decay^J)^i decay^j, and a sum is one product of matrices of sqrt(T) columns each.

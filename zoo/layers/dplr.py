@@ -10,10 +10,10 @@ so that in the basis V it is diagonal plus low rank (DPLR): x -> V^* x turns (A,
 V^* P, V^* B). Eigenvalues and vectors come in conjugate pairs; one of each pair is kept, the one with Im Lambda < 0.
 
     legs     scaled Legendre        r = 1, Re Lambda = -1/2
-    legt     translated Legendre    r = 2, Re Lambda = 0      A_ij = -R_i R_j (i >= j), -(-1)^(i-j) R_i R_j (i < j), B = R
-    fourier  truncated Fourier      r = 2, Re Lambda = 0      cosines at even, sines at odd places: rotation by 2 pi k of
-                                                              pair k, minus 1 where i and j are both even or both odd;
-                                                              B is 1 at the cosines
+    legt     translated Legendre    r = 2, Re Lambda = 0    A_ij = -R_i R_j (i >= j), -(-1)^(i-j) R_i R_j (i < j), B = R
+    fourier  truncated Fourier      r = 2, Re Lambda = 0    cosines at even, sines at odd places: rotation by 2 pi k of
+                                                            pair k, minus 1 where i and j are both even or both odd;
+                                                            B is 1 at the cosines
 
 with R_i = sqrt(2i + 1). All of it is NumPy float64: it is done once, when parameters are made.
 """
@@ -76,7 +76,7 @@ def dplr(name: str, size: int) -> DPLR:
 
 def nplr(name: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(A [N, N], B [N], P [r, N]) of a HiPPO matrix, A + P^T P being normal."""
-    check_choice("init", name, MATRICES)
+    check_choice("hippo", name, MATRICES)
     check_positive("size", size)
     index = np.arange(size)
     even = (index[:, None] + np.arange(2)) % 2  # column 0: odd places, column 1: even places

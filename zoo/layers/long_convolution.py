@@ -24,8 +24,8 @@ def causal_convolution(
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B H C"]]:
     """y_t = sum_l kernel_l x_{t-l} over 0 <= l < K and t - l in the document of t.
 
-    A filter of K taps is not a recurrence of fixed size: its state is the K - 1 inputs before. One step costs O(K) then. A
-    whole sequence is convolved by FFT, in O(T log T); with documents tap by tap, in O(T K) and with the memory of one tap.
+    A filter of K taps is no recurrence of fixed size: its state is the K - 1 inputs before, and one step costs O(K). A
+    whole sequence is convolved by FFT, in O(T log T); with documents tap by tap, in O(T K), with the memory of one tap.
 
     Args:
       x: inputs.

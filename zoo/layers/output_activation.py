@@ -21,7 +21,7 @@ ACTIVATIONS = ("gelu", "full_glu", "half_glu1", "half_glu2", "none")
 
 
 def output_activation(params: Mapping[str, Array], y: Float[Array, "B T H"], kind: str) -> Float[Array, "B T H"]:
-    """Activation ``kind`` in y's dtype; ``params`` has ``W2``, ``b2`` for the gated ones, ``W1``, ``b1`` for full_glu."""
+    """Activation ``kind`` in y's dtype; ``params``: ``W2``, ``b2`` for the gated ones, ``W1``, ``b1`` for full_glu."""
     check_choice("activation", kind, ACTIVATIONS)
     if kind == "none":
         return y

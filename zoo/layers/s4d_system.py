@@ -66,7 +66,7 @@ def s4d_parameters(
     dt_max: float,
     directions: int = 1,
 ) -> dict[str, Array]:
-    """Declares ``log_neg_re``, ``Lambda_im``, ``B_re``, ``B_im``, ``C_re``, ``C_im`` [D, N/2], ``log_dt`` [D] on ``module``.
+    """Declares ``log_neg_re``, ``Lambda_im``, ``B_re``, ``B_im``, ``C_re``, ``C_im`` [D, N/2] and ``log_dt`` [D].
 
     Args:
       module: who owns the parameters.

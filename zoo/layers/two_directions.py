@@ -11,8 +11,8 @@ def two_directions(
 ) -> Float[Array, "B T E"]:
     """``run(0, inputs, reset)`` plus, in the right order of time, ``run(1, reversed inputs, their resets)``.
 
-    Both directions see the present step. ``reset`` is True at the first token of a document; read from the end, it is the
-    last one where a document begins.
+    Both directions see the present step. ``reset`` is True at the first token of a document; read from the end, a
+    document begins with its last token.
     """
     behind = None
     if reset is not None:

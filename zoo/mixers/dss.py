@@ -124,7 +124,8 @@ def dss_kernel(
     variants={
         "default": {"state_dim": 6, "dt_min": 0.05, "dt_max": 0.5},
         "softmax": {
-            "state_dim": 4, "normalization": "softmax", "length": 9, "activation": "none", "dt_min": 0.05, "dt_max": 0.5,
+            "state_dim": 4, "normalization": "softmax", "length": 9, "activation": "none", "dt_min": 0.05,
+            "dt_max": 0.5,
         },
     },
 )  # fmt: skip

@@ -40,7 +40,7 @@ from zoo.registry import register
 
 @struct.dataclass
 class H3State:
-    """Carried state: ``hidden`` [B, P, P, H, N/2] complex, of every entry of kv; ``keys`` [B, taps - 1, D], the last ones."""
+    """Carried state: ``hidden`` [B, P, P, H, N/2] complex, of each entry of kv; ``keys`` [B, taps - 1, D]."""
 
     hidden: Complex[Array, "B P P H N"]
     keys: Float[Array, "B K D"]
@@ -56,9 +56,9 @@ def h3(
     """The layer of the module docstring.
 
     Args:
-      params: ``query``, ``key``, ``value``, ``output`` [D, D]; ``shift`` [taps, D], ``shift_skip`` [D]; ``skip`` [H] and,
-        per head, the parameters of S4D: ``log_neg_re``, ``Lambda_im``, ``B_re``, ``B_im``, ``C_re``, ``C_im`` [H, N/2],
-        ``log_dt`` [H].
+      params: ``query``, ``key``, ``value``, ``output`` [D, D]; ``shift`` [taps, D], ``shift_skip`` [D]; ``skip`` [H]
+        and, per head, the parameters of S4D: ``log_neg_re``, ``Lambda_im``, ``B_re``, ``B_im``, ``C_re``, ``C_im``
+        [H, N/2], ``log_dt`` [H].
       x: inputs; projections run in their dtype.
       state: state before the first token; None for the start.
       reset: True at the first token of a new document.

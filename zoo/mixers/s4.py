@@ -6,13 +6,13 @@ One system per channel d, u_t the channel's input, of real size N. In the basis 
 plus low rank (``zoo.layers.dplr``) its state is M = N/2 complex modes and their conjugates:
 
     continuous  h' = A h + B u,  A = diag(Lambda) - P P^*      Lambda, B, C [M], P [M, r] complex, Re Lambda < 0
-    bilinear    (2/dt - A) h_t = (2/dt + A) h_{t-1} + 2 B u_t  that is  h_t = Abar h_{t-1} + Bbar u_t,  dt_d = exp(log_dt_d)
+    bilinear    (2/dt - A) h_t = (2/dt + A) h_{t-1} + 2 B u_t, or h_t = Abar h_{t-1} + Bbar u_t; dt_d = exp(log_dt_d)
     output      y_t = 2 Re(C h_t) + D u_t
 
     step        s = E (F h - P P^* h + 2 B u),  h_new = s - E P (1 + P^* E P)^-1 P^* s,  E = 1 / (2/dt - Lambda),
                 F = 2/dt + Lambda. P^* h runs over the modes and their conjugates: it is r real numbers. O(N r)
-    kernel      K_l = 2 Re(C Abar^l Bbar) for l < L: the inverse FFT of its truncated generating function at the L-th roots
-                of unity w, which is C~ (1 - w Abar)^-1 Bbar with C~ = C (1 - Abar^L). By the Woodbury identity,
+    kernel      K_l = 2 Re(C Abar^l Bbar) for l < L: the inverse FFT of its truncated generating function at the L-th
+                roots w of unity, which is C~ (1 - w Abar)^-1 Bbar with C~ = C (1 - Abar^L). By the Woodbury identity,
 
                     (1 - w Abar)^-1 Bbar = dt (R - g R P (1 + g P^* R P)^-1 P^* R) B
                     R = 1 / ((1 - w) - g Lambda),  g = (1 + w) dt / 2
@@ -132,7 +132,7 @@ def s4_bidirectional(
     reset: Bool[Array, "B T"] | None = None,
     form: str = "auto",
 ) -> Float[Array, "B T D"]:
-    """The bidirectional layer: as ``s4``, but ``C_re``, ``C_im`` are [2, D, M], for the forward and backward kernels."""
+    """The bidirectional layer: as ``s4``, but ``C_re``, ``C_im`` are [2, D, M]: forward and backward kernel."""
     u = x.astype(accumulator(x.dtype))
 
     def run(direction, inputs, reset):
@@ -253,7 +253,7 @@ def _real(values):
 
 
 def truncate_readout(readout: Complex[Array, "D M"], across: Float[Array, "D N N"]) -> Complex[Array, "D M"]:
-    """C~ = C (1 - Abar^L) from C and ``across`` = Abar^L: the generating function of L steps is that of C~, untruncated."""
+    """C~ = C (1 - Abar^L) from C and ``across`` = Abar^L: the L-step generating function of C is that of C~."""
     row = _real(readout.conj())
     row = row - jnp.einsum("di,dij->dj", row, across, precision="highest")
     return jax.lax.complex(*jnp.split(row, 2, axis=-1)).conj()

@@ -65,8 +65,8 @@ def s4d(
     """The layer of the module docstring.
 
     Args:
-      params: ``log_neg_re`` (log(-Re Lambda)), ``Lambda_im``, ``B_re``, ``B_im``, ``C_re``, ``C_im`` [D, N/2]; ``log_dt``,
-        ``D`` [D]; those of the activation.
+      params: ``log_neg_re`` (log(-Re Lambda)), ``Lambda_im``, ``B_re``, ``B_im``, ``C_re``, ``C_im`` [D, N/2];
+        ``log_dt``, ``D`` [D]; those of the activation.
       x: inputs.
       state: state before the first token; None for the start.
       discretization: "zoh" or "bilinear".
@@ -93,7 +93,7 @@ def s4d_bidirectional(
     reset: Bool[Array, "B T"] | None = None,
     form: str = "auto",
 ) -> Float[Array, "B T D"]:
-    """The bidirectional layer: as ``s4d``, but ``C_re``, ``C_im`` are [2, D, N/2], for the forward and backward kernels."""
+    """The bidirectional layer: as ``s4d``, but ``C_re``, ``C_im`` are [2, D, N/2]: forward and backward kernel."""
     u = x.astype(accumulator(x.dtype))
 
     def run(direction, inputs, reset):
