@@ -235,7 +235,8 @@ def test_h3_with_wide_heads_recalls_a_value_by_its_key():
     first, second = jnp.diag(jnp.arange(8) < 4).astype(jnp.float32), jnp.eye(8, k=-4)
     params = {
         "query": first, "key": first, "value": second, "output": jnp.eye(8), "shift": jnp.zeros((2, 8)),
-        "shift_skip": jnp.ones(8), "skip": jnp.zeros(1), "log_neg_re": jnp.full((1, 1), -20.0), "Lambda_im": jnp.zeros((1, 1)),
+        "shift_skip": jnp.ones(8), "skip": jnp.zeros(1), "log_neg_re": jnp.full((1, 1), -20.0),
+        "Lambda_im": jnp.zeros((1, 1)),
         "B_re": jnp.ones((1, 1)), "B_im": jnp.zeros((1, 1)), "C_re": jnp.full((1, 1), 0.5), "C_im": jnp.zeros((1, 1)),
         "log_dt": jnp.zeros(1),
     }  # fmt: skip
