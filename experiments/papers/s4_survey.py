@@ -37,7 +37,7 @@ RECALL = ("hybrid", "mamba2")
 SLOW = (*pixels.SLOW, "log_neg_re$", "log_dt$", "[BP]_(re|im)$")
 
 TRAINING = Training(
-    steps=600, batch_size=32, learning_rate=3e-3, schedule="cosine", weight_decay=0.01,
+    steps=1000, batch_size=32, learning_rate=3e-3, schedule="cosine", weight_decay=0.01,
     slow=(*SLOW, "A_log$", "dt_bias$"),
 )  # fmt: skip
 
@@ -121,7 +121,7 @@ class Config:
     )
     copying: Language = Language(arms=COPYING)
     copying_task: SelectiveCopying = SelectiveCopying()
-    recall: Language = Language(arms=RECALL, training=dataclasses.replace(TRAINING, steps=1000, batch_size=64))
+    recall: Language = Language(arms=RECALL, training=dataclasses.replace(TRAINING, batch_size=64))
     recall_task: MultiQueryAssociativeRecall = MultiQueryAssociativeRecall(vocab_size=64, time=32, pairs=6)
     decoding: Decoding = Decoding()
 
