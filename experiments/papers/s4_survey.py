@@ -262,5 +262,12 @@ register(
                 Check("Mamba copies better than S4D", "copying_mamba - copying_s4d", ">=", 0.5),
             ),
         },
+        notes=(
+            "Quick, seed 0, parts run one by one: S4 0.96 and S4D 0.98 on digits, the LSTM 0.71; selective copying Mamba-2 "
+            "0.74, S4D 0.49 (after 600 steps 0.51 and 0.45). Recall of 6 pairs in 32 tokens is within reach of Mamba-2 "
+            "alone, whose state has 16 x 64 numbers per layer: with attention it learns several times faster, but ends "
+            "only 0.01 higher, and the check on its lead fails. The thresholds of the paper preset have not been tried, "
+            "and its sizes for recall are those of Zoology as recalled."
+        ),
     )
 )
