@@ -2,8 +2,8 @@
 
 Every row compares two ways of doing the same work, alternated so that a noisy machine disturbs both alike; times are
 medians and ``ratio`` is theirs / ours (above 1: the zoo is faster). Results go to benchmarks/results/cpu-<date>.json and
-.md; sections measured earlier on the same day stay. ``--sections`` picks some of: scans, recurrent, decoding, trainer,
-imports, compilation. benchmarks/scans.py and benchmarks/recurrent.py hold the two large sections.
+.md; sections measured earlier on the same day stay. ``--sections`` picks some of: scans, recurrent, state_space,
+decoding, trainer, imports, compilation. benchmarks/scans.py, recurrent.py and state_space.py hold the large sections.
 """
 
 import argparse
@@ -55,6 +55,13 @@ def scans() -> list[dict]:
 def recurrent() -> list[dict]:
     """LSTM and GRU layers against flax.linen.RNN and torch.nn."""
     from benchmarks.recurrent import measure
+
+    return measure()
+
+
+def state_space() -> list[dict]:
+    """S5 against lax.associative_scan; S4D and S4 in kernel form against their scan form."""
+    from benchmarks.state_space import measure
 
     return measure()
 
@@ -192,7 +199,9 @@ def compilation() -> list[dict]:
     return rows
 
 
-SECTIONS = {f.__name__: f for f in (scans, recurrent, pretrained, growth, decoding, trainer, imports, compilation)}
+SECTIONS = {
+    f.__name__: f for f in (scans, recurrent, state_space, pretrained, growth, decoding, trainer, imports, compilation)
+}
 
 
 def markdown(results: dict) -> str:

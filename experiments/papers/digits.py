@@ -26,6 +26,7 @@ from zoo.tasks.digits import Digits, IdxDigits
 
 STATE_SPACE = ("s5", "s5_bidirectional", "lru")
 ARMS = (*STATE_SPACE, "lstm", "gru", "attention")
+MORE_STATE_SPACE = ("s4", "s4d", "dss")  # for other experiments: these are not in this one's presets
 SLOW = ("Lambda_(re|im)$", "log_step$", "(nu|theta|gamma)_log$")
 
 TRAINING = Training(
@@ -61,12 +62,12 @@ class Config:
 
     Attributes:
       data: which digits.
-      arms: which of ``ARMS`` are trained; checks on the others fail.
+      arms: which of ``ARMS`` and ``MORE_STATE_SPACE`` are trained; checks on the others fail.
       dim: width of every arm.
       depth: residual blocks.
-      state_dim: state size of S5 (conjugates included) and twice the modes of the LRU.
+      state_dim: state size of S5, S4, S4D and DSS (conjugates included) and twice the modes of the LRU.
       blocks: HiPPO blocks of S5.
-      dt_min, dt_max: range of S5's step sizes at initialisation.
+      dt_min, dt_max: range of the step sizes at initialisation, of all but the LRU.
       r_min, r_max: range of the LRU's |lambda| at initialisation.
       heads: attention heads.
       dropout: on every residual branch.
@@ -95,13 +96,15 @@ class Config:
 def arms(config: Config) -> dict[str, Arm]:
     """One arm per mixer."""
     for name in config.arms:
-        check_choice("arms", name, ARMS)
+        check_choice("arms", name, ARMS + MORE_STATE_SPACE)
     train, test = config.data.split("train"), config.data.split("test")
-    s5 = {"state_dim": config.state_dim, "blocks": config.blocks, "dt_min": config.dt_min, "dt_max": config.dt_max}
+    hippo = {"state_dim": config.state_dim, "dt_min": config.dt_min, "dt_max": config.dt_max}
+    s5 = {**hippo, "blocks": config.blocks}
     mixers: dict[str, Mapping[str, Any]] = {
         "s5": {"name": "s5", **s5},
         "s5_bidirectional": {"name": "s5_bidirectional", **s5},
         "lru": {"name": "lru", "state_dim": config.state_dim // 2, "r_min": config.r_min, "r_max": config.r_max},
+        **{name: {"name": name, **hippo} for name in MORE_STATE_SPACE},
         "lstm": {"name": "lstm"},
         "gru": {"name": "gru"},
         "attention": {"name": "attention", "heads": config.heads, "window": train.time},
@@ -114,7 +117,8 @@ def arms(config: Config) -> dict[str, Arm]:
             num_outputs=10, dim=config.dim, pattern=(mixer,), depth=config.depth, mlp="gelu", mlp_dim=2 * config.dim,
             norm="layer", dropout=config.dropout,
         )  # fmt: skip
-        arm = classification(model, train, config.training if name in STATE_SPACE else baseline, test=test)
+        training = config.training if name in STATE_SPACE + MORE_STATE_SPACE else baseline
+        arm = classification(model, train, training, test=test)
         result[name] = dataclasses.replace(arm, evaluate=whole_split(model, test, config.evaluation_chunk))
     return result
 

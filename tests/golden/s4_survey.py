@@ -1,4 +1,4 @@
-"""Golden data of the survey on structured state space models: S5, LRU, Liquid-S4, Mamba, Mamba-2, Jamba."""
+"""Golden data of the survey on structured state space models: S4, S4D, DSS, S5, LRU, Liquid-S4, Mambas, Jamba."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -11,21 +11,25 @@ from flax import traverse_util
 
 from zoo.interchange import LAYOUTS, import_weights
 from zoo.layers import cross_entropy
+from zoo.mixers.dss import dss_kernel
 from zoo.mixers.liquid_s4 import LiquidS4State, liquid_scan, liquid_second_order
 from zoo.mixers.lru import LRUState, lru
+from zoo.mixers.s4 import s4, s4_dense, s4_kernel, s4_system
+from zoo.mixers.s4d import s4d_kernel
 from zoo.mixers.s5 import S5State, s5, s5_bidirectional
 from zoo.scans import linear_attention, selective_scan
 
 
 def check(case: Any) -> Iterator[tuple[str, Any]]:
-    """Yields every output of ``case``; ValueError for the systems of this survey that the zoo does not have yet."""
+    """Yields every output of ``case``; ValueError for names that are none of this survey's systems."""
     systems = {
-        "s5_core": s5_core, "lru_liquid": lru_liquid, "ssd_core": ssd_core, "selective_scan_core": selective_scan_core,
+        "s4_dplr": s4_dplr, "s4d_dss": s4d_dss, "s5_core": s5_core, "lru_liquid": lru_liquid, "ssd_core": ssd_core,
+        "selective_scan_core": selective_scan_core,
         "hf_mamba2": language_model, "hf_mamba": language_model, "hf_jamba": language_model,
     }  # fmt: skip
     prefix = next((name for name in systems if case.name.startswith(name)), None)
     if prefix is None:
-        raise ValueError(f"{case.name} is not built yet (built: {', '.join(systems)})")
+        raise ValueError(f"{case.name} begins with none of {', '.join(systems)}")
     return systems[prefix](case)
 
 
@@ -33,6 +37,50 @@ def parts(**arrays: np.ndarray) -> Mapping[str, jnp.ndarray]:
     """name -> name_re and name_im."""
     sides = (("re", np.real), ("im", np.imag))
     return {f"{name}_{part}": jnp.asarray(side(array)) for name, array in arrays.items() for part, side in sides}
+
+
+def s4_dplr(case: Any) -> Iterator[tuple[str, Any]]:
+    """Both forms; and the dense matrices, which are those of the HiPPO matrix in another basis."""
+    p = case.params
+    low_rank = p["P"].reshape(-1, p["P"].shape[-1])
+    params = {
+        **parts(B=p["B"][None], P=low_rank[None], C=p["C"]), "log_neg_re": np.log(-p["Lambda"].real)[None],
+        "Lambda_im": p["Lambda"].imag[None], "log_dt": p["log_dt"], "D": p["D"],
+    }  # fmt: skip
+    params = {name: jnp.asarray(value) for name, value in params.items()}
+    u = jnp.asarray(case.inputs["u"])
+    y, _ = s4(params, u, form="kernel")
+    if not np.allclose(y, s4(params, u, form="scan")[0], rtol=1e-9, atol=1e-11):
+        raise ValueError("the kernel form is not the scan form")
+    transition, _ = s4_dense(s4_system(params, jnp.float64))
+    one = np.eye(len(p["A_dense"]))
+    for dt, ours in zip(np.exp(p["log_dt"]), transition):
+        theirs = np.linalg.solve(one - dt / 2 * p["A_dense"], one + dt / 2 * p["A_dense"])
+        if not np.allclose(np.poly(np.asarray(ours)), np.poly(theirs), rtol=1e-7, atol=1e-9):
+            raise ValueError("Abar is not similar to that of A_dense")
+    yield "outputs/kernel", s4_kernel(s4_system(params, jnp.float64), case.outputs["kernel"].shape[1]).T
+    yield "outputs/y", y
+
+
+def s4d_dss(case: Any) -> Iterator[tuple[str, Any]]:
+    p = {name: jnp.asarray(value) for name, value in case.params.items()}
+    length = case.config["L"]
+    for key in case.outputs:
+        _, method, which = key.split("_")
+        if method == "dss":
+            eigenvalues = jnp.broadcast_to(p["dss_Lambda"], p["dss_w"].shape)
+            params = {
+                **parts(w=p["dss_w"]), "Lambda_re": eigenvalues.real, "log_neg_re": jnp.log(-eigenvalues.real),
+                "Lambda_im": eigenvalues.imag, "log_dt": jnp.log(p["dt"]),
+            }  # fmt: skip
+            yield f"outputs/{key}", dss_kernel(params, length, which, length).T
+            continue
+        eigenvalues = jnp.broadcast_to(p[f"A_{which}"], p["C"].shape)
+        params = {
+            **parts(B=p["B"], C=p["C"]), "log_neg_re": jnp.log(-eigenvalues.real), "Lambda_im": eigenvalues.imag,
+            "log_dt": jnp.log(p["dt"]),
+        }  # fmt: skip
+        yield f"outputs/{key}", s4d_kernel(params, length, method).T
 
 
 def s5_core(case: Any) -> Iterator[tuple[str, Any]]:

@@ -93,8 +93,6 @@ def test_a_missing_adapter_and_a_broken_file_fail_in_one_line(tmp_path, adapter,
 def test_the_golden_files_at_hand_agree(slug):
     """In a process of its own, as a user runs it: 64-bit floats are a setting of the whole process."""
     files = sorted((GOLDEN / slug).glob("*.npz"))
-    if slug == "s4_survey":  # the other cases of this paper are not built yet
-        files = [f for f in files if not f.stem.startswith(("s4_dplr", "s4d_dss", "hf_jamba"))]
     if not files:
         pytest.skip(f"no golden files for {slug} at hand; name their folder in ZOO_GOLDEN")
     out = subprocess.run(

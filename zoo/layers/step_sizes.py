@@ -22,3 +22,8 @@ def check_step_sizes(low: float, high: float) -> None:
     """Raises ValueError unless 0 < low <= high."""
     if not 0 < low <= high:
         raise ValueError(f"need 0 < dt_min <= dt_max, got dt_min={low}, dt_max={high}")
+
+
+def log_step_sizes(low: float, high: float) -> Callable:
+    """An initialiser of logarithms of step sizes, uniform between log ``low`` and log ``high``."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, math.log(low), math.log(high))

@@ -19,11 +19,15 @@ from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attent
 from zoo.mixers.attention import Attention, AttentionState, attention
 from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
+from zoo.mixers.dss import DSS, DSSState, dss, dss_kernel
 from zoo.mixers.elman import Elman, ElmanState, elman
 from zoo.mixers.flashrnn import SLSTM, FlashRNN, FlashRNNState, flashrnn_layer
 from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
 from zoo.mixers.gilr import GILR, GILRState, gilr
 from zoo.mixers.gru import GRU, GRUState, gru
+from zoo.mixers.gss import GSS, GSSState, gss
+from zoo.mixers.h3 import H3, H3State, h3
+from zoo.mixers.hyena import Hyena, HyenaState, hyena, hyena_filters
 from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.linear_attention import LinearAttention, LinearAttentionState, linear_attention_layer
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
@@ -58,6 +62,8 @@ from zoo.mixers.paragru import ParaGRU, ParaGRUState, paragru
 from zoo.mixers.paralstm import ParaLSTM, ParaLSTMState, paralstm
 from zoo.mixers.qlstm import QLSTM, QLSTMState, qlstm, qlstm_cell
 from zoo.mixers.rg_lru import RGLRU, RGLRUState, rg_lru
+from zoo.mixers.s4 import S4, S4Bidirectional, S4State, S4System, s4, s4_bidirectional, s4_kernel
+from zoo.mixers.s4d import S4D, S4DBidirectional, S4DState, s4d, s4d_bidirectional, s4d_kernel
 from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
 from zoo.mixers.s6 import S6, S6State, s6
 from zoo.mixers.seahawk import SEaHawk, SEaHawkState, seahawk
@@ -73,14 +79,19 @@ from zoo.mixers.universal_transformer_encoder import UniversalTransformerEncoder
 from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
 
 __all__ = [
+    "DSS",
     "GILR",
     "GRU",
+    "GSS",
+    "H3",
     "LRU",
     "LSSL",
     "LSTM",
     "NTM",
     "QLSTM",
     "RGLRU",
+    "S4",
+    "S4D",
     "S5",
     "S6",
     "SLSTM",
@@ -92,14 +103,19 @@ __all__ = [
     "AttentionState",
     "Bidirectional",
     "BidirectionalAttention",
+    "DSSState",
     "Elman",
     "ElmanState",
     "FlashRNN",
     "FlashRNNState",
     "GILRState",
     "GRUState",
+    "GSSState",
     "GatedRecurrence",
     "GatedRecurrenceState",
+    "H3State",
+    "Hyena",
+    "HyenaState",
     "Jordan",
     "JordanOutput",
     "JordanState",
@@ -124,6 +140,11 @@ __all__ = [
     "ParaLSTMState",
     "QLSTMState",
     "RGLRUState",
+    "S4Bidirectional",
+    "S4DBidirectional",
+    "S4DState",
+    "S4State",
+    "S4System",
     "S5Bidirectional",
     "S5State",
     "S6State",
@@ -142,11 +163,17 @@ __all__ = [
     "bidirectional",
     "bidirectional_attention",
     "content_address",
+    "dss",
+    "dss_kernel",
     "elman",
     "flashrnn_layer",
     "gated_recurrence",
     "gilr",
     "gru",
+    "gss",
+    "h3",
+    "hyena",
+    "hyena_filters",
     "jordan",
     "linear_attention_layer",
     "liquid_s4",
@@ -172,6 +199,12 @@ __all__ = [
     "qlstm_cell",
     "read_memory",
     "rg_lru",
+    "s4",
+    "s4_bidirectional",
+    "s4_kernel",
+    "s4d",
+    "s4d_bidirectional",
+    "s4d_kernel",
     "s5",
     "s5_bidirectional",
     "s6",

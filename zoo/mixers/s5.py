@@ -39,10 +39,10 @@ from zoo.checks import check_choice, check_divides, check_positive, check_sequen
 from zoo.dtypes import accumulator
 from zoo.layers.discretization import DISCRETIZATIONS, discretize
 from zoo.layers.hippo import legs_eigen
+from zoo.layers.output_activation import activation_parameters, output_activation
 from zoo.registry import register
 from zoo.scans import linear_scan
 
-ACTIVATIONS = ("gelu", "full_glu", "half_glu1", "half_glu2", "none")
 C_INITS = ("lecun_normal", "complex_normal")
 PAPER = "Smith et al. 2023, Simplified State Space Layers for Sequence Modeling"
 
@@ -79,7 +79,7 @@ def s5(
       conj_sym: the stored modes are one of each conjugate pair.
       clip_eigs: keep Re Lambda <= -1e-4.
       step_rescale: factor on the step sizes.
-      activation: one of ``ACTIVATIONS``.
+      activation: see ``zoo.layers.output_activation``.
       reset: True at the first token of a new document.
       method: how the scan is computed, see ``zoo.scans.linear_scan``.
 
@@ -131,15 +131,7 @@ def _output(params, x, hidden, conj_sym, activation):
     """Re(C h) + D u and the activation, in x's dtype."""
     y = hidden.real @ params["C_re"].T - hidden.imag @ params["C_im"].T
     y = ((2 if conj_sym else 1) * y + params["D"] * x).astype(x.dtype)
-    if activation == "none":
-        return y
-    z = jax.nn.gelu(y, approximate=False)
-    if activation == "gelu":
-        return z
-    gate = jax.nn.sigmoid(z @ params["W2"].astype(z.dtype) + params["b2"].astype(z.dtype))
-    if activation == "full_glu":
-        return (z @ params["W1"].astype(z.dtype) + params["b1"].astype(z.dtype)) * gate
-    return (z if activation == "half_glu1" else y) * gate
+    return output_activation(params, y, activation)
 
 
 def _declare(module: Any, directions: int) -> dict[str, Array]:
@@ -149,7 +141,6 @@ def _declare(module: Any, directions: int) -> dict[str, Array]:
     check_positive("blocks", blocks)
     check_divides("blocks", blocks, "state_dim", p)
     check_choice("discretization", module.discretization, DISCRETIZATIONS)
-    check_choice("activation", module.activation, ACTIVATIONS)
     check_choice("c_init", module.c_init, C_INITS)
     if module.conj_sym and (p // blocks) % 2:
         raise ValueError(f"conj_sym needs blocks of an even size, got state_dim / blocks = {p // blocks}")
@@ -192,11 +183,7 @@ def _declare(module: Any, directions: int) -> dict[str, Array]:
     params |= complex_parameter("B", into) | complex_parameter("C", out_of)
     params["D"] = module.param("D", nn.initializers.normal(1.0), (h,))
     params["log_step"] = module.param("log_step", log_step)
-    maps = {"full_glu": ("1", "2"), "half_glu1": ("2",), "half_glu2": ("2",)}.get(module.activation, ())
-    for i in maps:
-        params[f"W{i}"] = module.param(f"W{i}", nn.initializers.lecun_normal(), (h, h))
-        params[f"b{i}"] = module.param(f"b{i}", nn.initializers.zeros_init(), (h,))
-    return params
+    return params | activation_parameters(module, module.activation, h)
 
 
 def _options(module: Any) -> dict[str, Any]:
