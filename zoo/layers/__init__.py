@@ -18,7 +18,7 @@ from zoo.layers.hippo import legs, legs_eigen
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
 from zoo.layers.mlp import MLP
 from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
-from zoo.layers.norms import LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
+from zoo.layers.norms import LayerNorm, RMSNorm, ScaleNorm, layer_norm, make_norm, rms_norm
 from zoo.layers.parallel_cell import CellSolver, head_projection, run_cell
 from zoo.layers.positions import sinusoidal_positions
 from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
@@ -30,6 +30,7 @@ __all__ = [
     "LayerNorm",
     "Nonlinearity",
     "RMSNorm",
+    "ScaleNorm",
     "accuracy",
     "attention_parameters",
     "batch_axes",

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from zoo.checks import check_choice
 from zoo.dtypes import accumulator
 
-NORMS = ("rms", "layer", "none")
+NORMS = ("rms", "layer", "scale", "none")
 
 
 def layer_norm(
@@ -21,7 +21,7 @@ def layer_norm(
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
-def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float = 1e-6) -> Float[Array, "*B D"]:
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " #D"], eps: float = 1e-6) -> Float[Array, "*B D"]:
     """x / sqrt(mean(x^2) + eps) * scale over the last axis (Zhang and Sennrich 2019)."""
     x32 = x.astype(accumulator(x.dtype))
     return (x32 * lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + eps) * scale).astype(x.dtype)
@@ -49,9 +49,19 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.param("scale", nn.initializers.ones_init(), (x.shape[-1],)), self.eps)
 
 
+class ScaleNorm(nn.Module):
+    """scale * x / sqrt(mean(x^2) + eps) with one learned number: g x / ||x|| with g = scale sqrt(D) (Nguyen and Salazar 2019)."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return rms_norm(x, self.param("scale", nn.initializers.ones_init(), (1,)), self.eps)
+
+
 def make_norm(kind: str, *, eps: float = 1e-6, name: str | None = None):
-    """Returns the norm called ``kind`` ("rms", "layer" or "none") as a function of x; use inside a compact module."""
+    """Returns the norm called ``kind`` ("rms", "layer", "scale" or "none") as a function of x; use inside a compact module."""
     check_choice("norm", kind, NORMS)
     if kind == "none":
         return lambda x: x
-    return (RMSNorm if kind == "rms" else LayerNorm)(eps=eps, name=name)
+    return {"rms": RMSNorm, "layer": LayerNorm, "scale": ScaleNorm}[kind](eps=eps, name=name)

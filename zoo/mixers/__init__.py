@@ -20,6 +20,7 @@ from zoo.mixers.attention import Attention, AttentionState, attention
 from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
 from zoo.mixers.elman import Elman, ElmanState, elman
+from zoo.mixers.ema import EMA
 from zoo.mixers.flashrnn import SLSTM, FlashRNN, FlashRNNState, flashrnn_layer
 from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
 from zoo.mixers.gilr import GILR, GILRState, gilr
@@ -30,6 +31,7 @@ from zoo.mixers.lru import LRU, LRUState, lru
 from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
 from zoo.mixers.mamba import Mamba, MambaState, mamba
 from zoo.mixers.mamba2 import Mamba2, Mamba2State, mamba2
+from zoo.mixers.mega import Mega, MegaBidirectional, MegaState, mega, mega_bidirectional
 from zoo.mixers.ntm import (
     NTM,
     Addresses,
@@ -45,6 +47,9 @@ from zoo.mixers.ntm import (
 from zoo.mixers.paragru import ParaGRU, ParaGRUState, paragru
 from zoo.mixers.paralstm import ParaLSTM, ParaLSTMState, paralstm
 from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
+from zoo.mixers.tcn import TCN
+from zoo.mixers.tcnca import TCNCA, TCNCABidirectional, TCNCAState, tcnca
+from zoo.mixers.tcnca_simplified import SimplifiedTCNCA, SimplifiedTCNCAState, tcnca_simplified
 from zoo.mixers.universal_transformer import (
     UniversalTransformer,
     UniversalTransformerState,
@@ -56,6 +61,7 @@ from zoo.mixers.universal_transformer_encoder import UniversalTransformerEncoder
 from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
 
 __all__ = [
+    "EMA",
     "GILR",
     "GRU",
     "LRU",
@@ -63,6 +69,8 @@ __all__ = [
     "NTM",
     "S5",
     "SLSTM",
+    "TCN",
+    "TCNCA",
     "Aaren",
     "AarenState",
     "Addresses",
@@ -89,6 +97,9 @@ __all__ = [
     "Mamba2",
     "Mamba2State",
     "MambaState",
+    "Mega",
+    "MegaBidirectional",
+    "MegaState",
     "NTMState",
     "ParaGRU",
     "ParaGRUState",
@@ -96,6 +107,10 @@ __all__ = [
     "ParaLSTMState",
     "S5Bidirectional",
     "S5State",
+    "SimplifiedTCNCA",
+    "SimplifiedTCNCAState",
+    "TCNCABidirectional",
+    "TCNCAState",
     "UniversalTransformer",
     "UniversalTransformerEncoder",
     "UniversalTransformerState",
@@ -122,6 +137,8 @@ __all__ = [
     "lstm_states",
     "mamba",
     "mamba2",
+    "mega",
+    "mega_bidirectional",
     "ntm",
     "paragru",
     "paralstm",
@@ -133,6 +150,8 @@ __all__ = [
     "sharpen_address",
     "shift_address",
     "step_histogram",
+    "tcnca",
+    "tcnca_simplified",
     "universal_transformer",
     "window_mlp",
     "write_memory",

@@ -20,6 +20,8 @@
     flashrnn                   head-wise elman, gru, lstm, slstm and cells of one's own, with fused kernels
       register_cell, cell_counts  ... adds a cell; gates and states of a cell
     fft_convolution            y_t = sum_{s<=t} kernel_{t-s} inputs_s
+    dilated_convolution        y_t = sum_k kernel_k inputs_{t - lag_k}, lags multiples of a dilation
+      receptive_field, choose_dilations  ... how far a stack of them reads, and which stack reads far enough
     adaptive_halting, Halting  repeat a step until every position halts (ACT)
     compiling_for              trace the scans as for another platform (ahead-of-time compiling)
     tree_reduce                balanced, masked reduction of a pytree
@@ -31,6 +33,7 @@ from zoo.scans._auto import compiling_for
 from zoo.scans.affine import affine_scan
 from zoo.scans.chunked import linear_attention, linear_attention_step
 from zoo.scans.convolution import fft_convolution
+from zoo.scans.dilated_convolution import choose_dilations, dilated_convolution, receptive_field
 from zoo.scans.flashrnn import cell_counts, flashrnn, register_cell
 from zoo.scans.halting import Halting, adaptive_halting
 from zoo.scans.linear import linear_scan
@@ -56,7 +59,9 @@ __all__ = [
     "affine_scan",
     "cell_counts",
     "check_structure",
+    "choose_dilations",
     "compiling_for",
+    "dilated_convolution",
     "fft_convolution",
     "flashrnn",
     "fused_newton",
@@ -67,6 +72,7 @@ __all__ = [
     "linear_scan",
     "lyapunov_exponent",
     "matmul",
+    "receptive_field",
     "recurrent_scan",
     "register_cell",
     "selective_scan",
