@@ -52,8 +52,8 @@ class ChunkCache:
     age: Int[Array, " B"]
 
 
-def relative_bias(params: Mapping[str, Array], size: int) -> Float[Array, " 2*size-1"] | None:
-    """b_d for the distances d = 1 - size .. size - 1.
+def relative_bias(params: Mapping[str, Array], size: int) -> Float[Array, " R"] | None:
+    """b_d for the R = 2 size - 1 distances d = 1 - size .. size - 1.
 
     Args:
       params: ``relative_bias`` [2 P - 1], or ``relative_query`` and ``relative_key`` [Z]; without either there is no bias: None.
@@ -85,7 +85,7 @@ def chunked_attention(
     *,
     chunk: int,
     activation: str = "softmax",
-    bias: Float[Array, " 2*chunk-1"] | None = None,
+    bias: Float[Array, " R"] | None = None,
     reset: Bool[Array, "B T"] | None = None,
     dropout: Callable[[Array], Array] | None = None,
 ) -> tuple[Float[Array, "B T V"], ChunkCache]:
@@ -162,7 +162,7 @@ def bidirectional_chunked_attention(
     *,
     chunk: int | None,
     activation: str = "softmax",
-    bias: Float[Array, " 2*chunk-1"] | None = None,
+    bias: Float[Array, " R"] | None = None,
     reset: Bool[Array, "B T"] | None = None,
     dropout: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T V"]:
