@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.experiment import Arm, Training
 from zoo.layers import accuracy, cross_entropy
-from zoo.tasks import Batch, HostTask, Task
+from zoo.tasks import Batch, HostTask, IndexedTask, Task
 
 
 def supervised(
@@ -91,3 +92,55 @@ def language_modelling(
         return value, {"accuracy": hits, "bits": value / jnp.log(2.0)}
 
     return supervised(model, task, training, forward=forward, objective=objective, test=test, test_size=test_size)
+
+
+def classification_of_files(
+    model: Any,
+    task: IndexedTask,
+    training: Training,
+    *,
+    test: IndexedTask,
+    test_size: int | None = None,
+    chunk: int = 50,
+) -> Arm:
+    """As ``classification``, for examples in files; evaluated on every example of ``test``, or on ``test_size`` of them.
+
+    Args:
+      model: maps ``inputs`` (and ``lengths``) to one row of logits.
+      task: training examples.
+      training: see ``Training``.
+      test: examples of the evaluation; these are kept on the device.
+      test_size: how many of them, drawn once for all; None: all.
+      chunk: examples classified at once.
+    """
+
+    def init(key, batch):
+        return model.init(key, *model_inputs(batch))
+
+    def objective(params, batch, **how):
+        logits = model.apply(params, *model_inputs(batch), **how)
+        return cross_entropy(logits, batch.targets), {"accuracy": accuracy(logits, batch.targets)}
+
+    def loss(params, batch, key, step, carry):
+        value, metrics = objective(params, batch, deterministic=False, rngs={"dropout": key})
+        return value, (metrics, carry)
+
+    def evaluate(params, key, batch):
+        count = len(batch.targets)
+        size = min(chunk, count)
+        places = jnp.arange(-(-count // size) * size).reshape(-1, size)
+
+        def one(places):
+            part = jax.tree.map(lambda x: x[jnp.minimum(places, count - 1)], batch)
+            logits = model.apply(params, *model_inputs(part))
+            losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), part.targets[:, None], axis=1)[:, 0]
+            valid = places < count
+            hits = jnp.argmax(logits, axis=1) == part.targets
+            return jnp.sum(jnp.where(valid, losses, 0)), jnp.sum(valid & hits)
+
+        losses, hits = jax.lax.map(one, places)
+        return {"loss": jnp.sum(losses) / count, "accuracy": jnp.sum(hits) / count}
+
+    chosen = np.random.default_rng(0).permutation(test.count)[:test_size]
+    held_out = jax.tree.map(jnp.asarray, test.rows_at(chosen))
+    return Arm(init, loss, task, training, evaluate, evaluation_data=held_out, model=model)

@@ -7,6 +7,8 @@ as they read the real ones, so the compiled program has the shapes that the real
 import gzip
 import pathlib
 import struct
+import wave
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -79,6 +81,87 @@ def digit_images(folder: pathlib.Path) -> str:
             values = random.integers(0, 10, shape, dtype=np.uint8)
             with gzip.open(folder / f"{name}.gz", "wb", compresslevel=1) as file:
                 file.write(head + values.tobytes())
+    return str(folder)
+
+
+def listops(folder: pathlib.Path, lines: int = 60) -> str:
+    """A folder with ListOps' three files, a few expressions each: they are read on the host, row by row."""
+    for name in ("train", "val", "test"):
+        rows = [f"( ( ( [MAX {n % 10} ) ( ( ( [SM {n // 10 % 10} ) 1 ) ] ) ) ] )\t{max(n % 10, (n // 10 + 1) % 10)}"
+                for n in range(lines)]  # fmt: skip
+        _write(folder / f"basic_{name}.tsv", ["Source\tTarget", *rows])
+    return str(folder)
+
+
+def movie_reviews(folder: pathlib.Path, count: int = 20) -> str:
+    """aclImdb's four folders, a few reviews each."""
+    for split in ("train", "test"):
+        for kind, word in (("pos", "good"), ("neg", "bad")):
+            (folder / split / kind).mkdir(parents=True, exist_ok=True)
+            for n in range(count):
+                _write(folder / split / kind / f"{n}_{9 if kind == 'pos' else 1}.txt", [f"a {word} film {n}"])
+    return str(folder)
+
+
+def document_pairs(folder: pathlib.Path, lines: int = 60) -> str:
+    """A folder with the three files of pairs of papers, a few lines each."""
+    for name in ("train", "eval", "test"):
+        rows = [f"{n % 2}.0\tP{n}\tQ{n}\tthe first paper {n}\tthe second paper {n}" for n in range(lines)]
+        _write(folder / f"new_aan_pairs.{name}.tsv", rows)
+    return str(folder)
+
+
+def cifar_images(folder: pathlib.Path, images: int = 100) -> str:
+    """A folder with the six files of CIFAR-10's binary version, a few images each."""
+    random = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        records = random.integers(0, 256, (images, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(images) % 10
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    return str(folder)
+
+
+def pathfinder_images(folder: pathlib.Path, resolution: int = 32, images: int = 60) -> str:
+    """A folder of Pathfinder's images with their metadata, a few of them."""
+    from PIL import Image
+
+    random, root = np.random.default_rng(0), folder / "curv_contour_length_14"
+    for part in ("imgs/0", "metadata"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    for n in range(images):
+        pixels = random.integers(0, 256, (resolution, resolution), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"imgs/0/sample_{n}.png")
+    _write(root / "metadata/0.npy", [f"imgs/0 sample_{n}.png {n} {n % 2} 2 0.75 1.0 14" for n in range(images)])
+    return str(folder)
+
+
+def spoken_words(folder: pathlib.Path, words: Sequence[str], recordings: int = 30) -> str:
+    """A folder of Speech Commands with one second of noise per recording and word, by so many speakers."""
+    random = np.random.default_rng(0)
+    for word in words:
+        (folder / word).mkdir(parents=True)
+        for n in range(recordings):
+            with wave.open(str(folder / word / f"{n:08x}_nohash_0.wav"), "wb") as file:
+                file.setparams((1, 2, 16_000, 0, "NONE", ""))
+                file.writeframes(random.integers(-1000, 1000, 16_000, dtype=np.int16).tobytes())
+    return str(folder)
+
+
+def hundred_million_bytes(folder: pathlib.Path) -> str:
+    """A file of the size of enwik8 and text8, all zero, which takes no room on most file systems."""
+    path = folder / "enwik8"
+    with path.open("wb") as file:
+        file.truncate(100_000_000)
+    return str(path)
+
+
+def wikitext(folder: pathlib.Path, vocabulary: int = 267_733, tokens: int = 50_000) -> str:
+    """WikiText-103's three files with its vocabulary; few tokens beyond that, since these are read on the host."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 0), ("valid", tokens), ("test", tokens)):
+        drawn = np.arange(vocabulary) if split == "train" else random.integers(0, vocabulary, count)
+        lines = [" ".join(f"w{word}" for word in row) for row in np.array_split(drawn, len(drawn) // 50)]
+        _write(folder / f"wiki.{split}.tokens", lines)
     return str(folder)
 
 

@@ -7,6 +7,7 @@ from zoo.models.encoder_decoder import EncoderDecoder, EncoderDecoderState
 from zoo.models.event_model import EventModel, EventModelState, EventPrediction
 from zoo.models.forecaster import Forecaster
 from zoo.models.language_model import LanguageModel, LanguageModelState
+from zoo.models.matching import MatchingClassifier
 from zoo.models.ngram import NGram, fit_ngram, ngram_entropy, ngram_log_probs
 from zoo.models.stack import Block, Stack
 from zoo.models.universal_transformer import (
@@ -28,6 +29,7 @@ __all__ = [
     "Forecaster",
     "LanguageModel",
     "LanguageModelState",
+    "MatchingClassifier",
     "NGram",
     "SequenceClassifier",
     "Stack",

@@ -26,7 +26,7 @@ class SequenceClassifier(nn.Module):
     reset at position ``length``), so that it reaches no valid step in either direction of time.
 
     Attributes:
-      num_outputs: number of classes, or of regression targets.
+      num_outputs: number of classes, or of regression targets; None: no head, the pooled features [B, dim] themselves.
       dim: width D.
       vocab_size: None for real-valued inputs [B, T, F]; otherwise inputs are integer tokens [B, T].
       pooling: "mean", "last" or "max" over valid steps; "none" labels every step.
@@ -34,7 +34,7 @@ class SequenceClassifier(nn.Module):
       pattern, depth, mlp, mlp_dim, norm, norm_position, final_norm, dropout, remat, dtype: see ``zoo.models.Stack``.
     """
 
-    num_outputs: int
+    num_outputs: int | None
     dim: int
     vocab_size: int | None = None
     pooling: str = "mean"
@@ -61,7 +61,8 @@ class SequenceClassifier(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "B *T C"]:
         """Returns logits [B, num_outputs], or [B, T, num_outputs] without pooling (zeros at padding)."""
-        check_positive("num_outputs", self.num_outputs)
+        if self.num_outputs is not None:
+            check_positive("num_outputs", self.num_outputs)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("positions", self.positions, ("none", "sinusoidal"))
         if self.vocab_size is None:
@@ -86,10 +87,10 @@ class SequenceClassifier(nn.Module):
                   "remat", "dtype")  # fmt: skip
         stack = Stack(**{f: getattr(self, f) for f in fields}, name="stack")
         x, _ = stack(x, reset=reset, deterministic=deterministic)
-        head = nn.Dense(self.num_outputs, dtype=self.dtype, name="head")
-        return head(pool(x, valid, self.pooling)).astype(jnp.float32) * (
-            valid[..., None] if self.pooling == "none" else 1
-        )
+        y = pool(x, valid, self.pooling)
+        if self.num_outputs is not None:
+            y = nn.Dense(self.num_outputs, dtype=self.dtype, name="head")(y)
+        return y.astype(jnp.float32) * (valid[..., None] if self.pooling == "none" else 1)
 
 
 def pool(x: Float[Array, "B T D"], valid: Bool[Array, "B T"], kind: str) -> Float[Array, "B *T D"]:

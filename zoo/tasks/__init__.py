@@ -6,12 +6,17 @@ from zoo.tasks.associative_recall import AssociativeRecall, HopRecall, PairRecal
 from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
 from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
+from zoo.tasks.cifar import SequentialCifar
 from zoo.tasks.digits import Digits, IdxDigits
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
+from zoo.tasks.indexed import IndexedTask
+from zoo.tasks.induction_heads import InductionHeads
 from zoo.tasks.labelling import FutureContext, LabelledFrames, NoisyStrokes
 from zoo.tasks.lambada import Lambada
 from zoo.tasks.learning_to_execute import LearningToExecute
+from zoo.tasks.listops import ListOps, ListOpsFiles
+from zoo.tasks.long_range_arena import DocumentRetrieval, MovieReviews, Pathfinder
 from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_accuracy
 from zoo.tasks.motifs import MotifClassification
 from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
@@ -19,6 +24,8 @@ from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
 from zoo.tasks.reversal import Reversal
+from zoo.tasks.selective_copying import SelectiveCopying
+from zoo.tasks.speech_commands import SpeechCommands
 from zoo.tasks.text_streams import TextStreams, load_tokens
 from zoo.tasks.timeseries import UEAClassification
 from zoo.tasks.token_file import TokenFile
@@ -34,6 +41,7 @@ __all__ = [
     "CopyMemory",
     "DelayedRecall",
     "Digits",
+    "DocumentRetrieval",
     "EventSequences",
     "Events",
     "FeatureCaptions",
@@ -42,20 +50,29 @@ __all__ = [
     "HopRecall",
     "HostTask",
     "IdxDigits",
+    "IndexedTask",
+    "InductionHeads",
     "LabelledFrames",
     "Lambada",
     "LearningToExecute",
+    "ListOps",
+    "ListOpsFiles",
     "MarkovLogNormal",
     "MotifClassification",
+    "MovieReviews",
     "NoisyStrokes",
     "OfflineTrajectories",
     "PairRecall",
     "ParallelText",
     "Parity",
+    "Pathfinder",
     "PointMass",
     "Reversal",
+    "SelectiveCopying",
+    "SequentialCifar",
     "SeriesWindows",
     "ShapeCaptions",
+    "SpeechCommands",
     "SumOfSines",
     "Task",
     "TemporalOrder",

@@ -11,7 +11,9 @@ Public texts this reads: Penn Treebank as prepared by Mikolov (a folder with ``p
 import collections
 import dataclasses
 import functools
+import itertools
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -69,28 +71,41 @@ def load_tokens(path: str, unit: str, split: str, max_words: int | None = None) 
     if unit == "byte":
         if isinstance(files, dict):
             return Tokens(np.memmap(files[split], np.uint8, mode="r"), None)
-        return Tokens(_part(np.memmap(files, np.uint8, mode="r"), split), None)
-    if isinstance(files, dict):
-        texts = {s: _words(files[s]) for s in {"train", split}}
-    else:
-        everything = _words(files)
-        texts = {s: _part(everything, s) for s in {"train", split}}
-    counts = collections.Counter(texts["train"])
+        every = np.memmap(files, np.uint8, mode="r")
+        return Tokens(every[_places(len(every))[split]], None)
+    words = _vocabulary(path, max_words)
+    number = {word: i for i, word in enumerate(words)}
+    return Tokens(np.fromiter((number.get(word, 0) for word in _words(files, split)), np.int32), words)
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary(path: str, max_words: int | None) -> tuple[str, ...]:
+    """The words of the training split, most frequent first, behind ``<unk>``."""
+    counts = collections.Counter(_words(split_files(path), "train"))
     counts.pop(UNKNOWN, None)
     frequent = sorted(counts, key=lambda word: (-counts[word], word))[: None if max_words is None else max_words - 1]
-    words = (UNKNOWN, *frequent)
-    number = {word: i for i, word in enumerate(words)}
-    return Tokens(np.array([number.get(word, 0) for word in texts[split]], np.int32), words)
+    return (UNKNOWN, *frequent)
 
 
-def _words(path: pathlib.Path) -> list[str]:
+def _words(files: dict[str, pathlib.Path] | pathlib.Path, split: str) -> Iterator[str]:
+    """The words of a split one by one: a list of all of them would take gigabytes for WikiText-103."""
+    if isinstance(files, dict):
+        return _words_of(files[split])
+    length = sum(1 for _ in _words_of(files))
+    return itertools.islice(_words_of(files), *_places(length)[split].indices(length))
+
+
+def _words_of(path: pathlib.Path) -> Iterator[str]:
     with path.open(encoding="utf-8") as lines:
-        return [word for line in lines for word in (*line.split(), END_OF_LINE)]
+        for line in lines:
+            yield from line.split()
+            yield END_OF_LINE
 
 
-def _part(sequence, split):
-    first, second = (int(share * len(sequence)) for share in SHARES)
-    return {"train": sequence[:first], "validation": sequence[first:second], "test": sequence[second:]}[split]
+def _places(length: int) -> dict[str, slice]:
+    """Where the splits of a single file lie."""
+    first, second = (int(share * length) for share in SHARES)
+    return dict(zip(SPLITS, (slice(first), slice(first, second), slice(second, None))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Such a file is made from any corpus by writing the token numbers of its documents one behind another, each ended by an
 end-of-text token, as little-endian uint16 (or uint32 for vocabularies above 65,536), e.g. SlimPajama with the GPT-NeoX-20B
-tokeniser (50,277 tokens). It is memory-mapped, never loaded.
+tokeniser (50,277 tokens). A text file read as uint8 is the case of bytes. It is memory-mapped, never loaded.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from zoo.checks import check_choice, check_positive
 from zoo.tasks.base import Batch, HostTask
 
-DTYPES = ("uint16", "uint32")
+DTYPES = ("uint8", "uint16", "uint32")
 
 
 @functools.lru_cache(maxsize=4)
@@ -33,15 +33,16 @@ class TokenFile(HostTask):
 
     Batch: ``inputs`` and ``targets`` int32 [rows, time]; ``extra`` bool [rows, time], True at the first token of a document
     (a reset), when ``end_of_text`` is given. The place of a window depends on (seed, step, row) alone. The last
-    ``held_out`` tokens of the file are the validation split.
+    ``tested`` tokens of the file are the test split, and the ``held_out`` before them the validation split.
 
     Attributes:
       path: the file.
       time: tokens per window.
-      split: "train" or "validation".
-      dtype: "uint16" or "uint32".
-      held_out: tokens at the end of the file that are kept for validation.
+      split: "train", "validation" or "test".
+      dtype: "uint8" (bytes), "uint16" or "uint32".
+      held_out: tokens at the end of the file, before those for testing, that are kept for validation.
       end_of_text: number of the token that ends a document, None where documents do not matter.
+      tested: tokens at the end of the file that are kept for testing.
     """
 
     path: str = ""
@@ -50,17 +51,21 @@ class TokenFile(HostTask):
     dtype: str = "uint16"
     held_out: int = 2_000_000
     end_of_text: int | None = None
+    tested: int = 0
 
     def __post_init__(self):
         check_positive("time", self.time)
         check_positive("held_out", self.held_out)
-        check_choice("split", self.split, ("train", "validation"))
+        check_choice("split", self.split, ("train", "validation", "test"))
         check_choice("dtype", self.dtype, DTYPES)
 
     def tokens(self) -> np.ndarray:
         """The tokens of the split; ValueError when they are too few for one window."""
         every = open_tokens(self.path, self.dtype)
-        part = every[: -self.held_out] if self.split == "train" else every[-self.held_out :]
+        tested = max(0, len(every) - self.tested)
+        validated = max(0, tested - self.held_out)
+        places = {"train": slice(validated), "validation": slice(validated, tested), "test": slice(tested, None)}
+        part = every[places[self.split]]
         if len(part) <= self.time:
             raise ValueError(
                 f"the {self.split} split of {self.path} has {len(part)} tokens, too few for windows of time={self.time}"
