@@ -8,12 +8,15 @@
     text       characters of a text file, ``text.path`` (any; tiny Shakespeare is a usual one): MEGA and TCNCA. "quick" adds
                it to recall where a path is given
     enwik8     bytes of the file enwik8, 90 / 5 / 5 million, the sizes of MEGA's paper ("paper")
+    lra        one of the six tasks of Long Range Arena, ``lra.name``, with MEGA's chunks and settings; encoders of both kinds,
+               and the seconds that they take to classify
 
 Smoke and quick also compare the forms of one layer: recurrence against FFT, convolution token by token against all at once.
 """
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,16 +26,19 @@ import numpy as np
 
 import zoo
 from experiments import stand_ins
+from experiments.arms import classification_of_files, model_inputs
 from experiments.experiment import Arm, Check, Experiment, Trained, Training, register
+from experiments.papers import long_range_arena
 from experiments.papers.critical_review_arms import streaming
 from zoo.checks import check_choice
 from zoo.layers import accuracy, cross_entropy
 from zoo.layers.damped_ema import damped_ema
+from zoo.models import MatchingClassifier, SequenceClassifier
 from zoo.scans import receptive_field
-from zoo.tasks import PairRecall, TextStreams
+from zoo.tasks import DocumentRetrieval, PairRecall, TextStreams
 
 MODELS = ("mega", "tcnca", "tcnca_simplified", "random_taps", "transformer")
-TASKS = ("recall", "text", "enwik8")
+TASKS = ("recall", "text", "enwik8", "lra")
 RECALL = Training(
     steps=600, batch_size=32, learning_rate=5e-3, schedule="cosine", warmup=60, b2=0.98, weight_decay=0.01, clip_norm=1.0,
     steps_per_call=50,
@@ -173,6 +179,118 @@ ENWIK8 = Corpus(
 
 
 @dataclasses.dataclass(frozen=True)
+class ArenaSizes:
+    """Sizes and training for one task of Long Range Arena; fields as of ``Corpus``."""
+
+    depth: int
+    dim: int
+    mlp_dim: int
+    key_dim: int
+    value_dim: int
+    activation: str
+    norm: str
+    training: Training
+    dropout: float = 0.0
+
+
+def arena(
+    steps: int, warmup: int, batch_size: int, rate: float, decay: float, schedule: str = "linear"
+) -> Training:  # fmt: skip
+    """MEGA's training on Long Range Arena."""
+    return Training(
+        steps=steps, warmup=warmup, batch_size=batch_size, learning_rate=rate, schedule=schedule, b2=0.98,
+        weight_decay=decay, clip_norm=1.0, steps_per_call=20, evaluate_every=5_000, checkpoint_every=5_000,
+    )  # fmt: skip
+
+
+# Depth, activation, norm, rates and updates are MEGA's, but for layer in place of batch normalisation; widths are recalled.
+ARENA = {
+    "listops": ArenaSizes(6, 80, 160, 64, 160, "softmax", "layer", arena(90_000, 3_000, 64, 1e-3, 0.01), 0.1),
+    "text": ArenaSizes(4, 128, 256, 64, 256, "softmax", "scale", arena(25_000, 10_000, 50, 4e-3, 0.01), 0.1),
+    "retrieval": ArenaSizes(6, 128, 256, 64, 256, "softmax", "scale", arena(91_960, 10_000, 64, 3e-3, 0.04), 0.1),
+    "image": ArenaSizes(8, 160, 320, 96, 320, "laplace", "layer", arena(180_000, 9_000, 50, 1e-2, 0.02)),
+    "pathfinder": ArenaSizes(6, 128, 256, 64, 256, "laplace", "layer", arena(250_000, 50_000, 128, 1e-2, 0.01)),
+    "path_x": ArenaSizes(4, 64, 128, 32, 128, "laplace", "layer", arena(125_000, 25_000, 128, 1e-2, 0.01)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arena:
+    """Long Range Arena.
+
+    Attributes:
+      name: which task, see ``experiments.papers.long_range_arena``.
+      root: folder with the files of all tasks.
+      models: "mega" and "tcnca", as encoders.
+      chunk: of the attention.
+      state_dim: of MEGA's moving averages.
+      taps, factor, layers: K, f and depth of TCNCA's convolutions.
+      sizes: for every task.
+      test_size: examples of the evaluation; None: all.
+      evaluation_chunk: examples classified at once.
+      timed: rows of the timing of inference, 0 for none.
+    """
+
+    name: str = "listops"
+    root: str = "data/long_range_arena"
+    models: tuple[str, ...] = ("mega", "tcnca")
+    chunk: int = 128
+    state_dim: int = 16
+    taps: int = 17
+    factor: int = 8
+    layers: int = 3
+    sizes: Mapping[str, ArenaSizes] = dataclasses.field(default_factory=lambda: ARENA)
+    test_size: int | None = None
+    evaluation_chunk: int = 50
+    timed: int = 8
+
+    def __post_init__(self):
+        check_choice("name", self.name, long_range_arena.TASKS)
+        for model in self.models:
+            check_choice("models", model, ("mega", "tcnca"))
+
+
+def arena_arm(config: Arena, name: str) -> Arm:
+    """Metrics ``loss`` and ``accuracy`` on the test split."""
+    sizes = config.sizes[config.name]
+    folder = str(pathlib.Path(config.root) / long_range_arena.FOLDERS[config.name])
+    train, test = (long_range_arena.files(config.name, folder, split) for split in ("train", "test"))
+    shared = {
+        "key_dim": sizes.key_dim, "value_dim": sizes.value_dim, "chunk": config.chunk, "activation": sizes.activation,
+        "max_positions": config.chunk, "bias": "simple", "norm": sizes.norm, "dropout": sizes.dropout,
+    }  # fmt: skip
+    spec = {
+        "mega": {"name": "mega_bidirectional", "state_dim": config.state_dim, **shared},
+        "tcnca": {
+            "name": "tcnca_bidirectional", "taps": config.taps, "factor": config.factor, "depth": config.layers, **shared,
+        },
+    }[name]  # fmt: skip
+    options = {
+        "dim": sizes.dim, "vocab_size": train.vocab_size, "pattern": (spec,), "depth": sizes.depth, "mlp": "silu",
+        "mlp_dim": sizes.mlp_dim, "norm": sizes.norm, "dropout": sizes.dropout,
+    }  # fmt: skip
+    if isinstance(train, DocumentRetrieval):
+        model = MatchingClassifier(num_outputs=train.num_classes, encoder=options)
+    else:
+        model = SequenceClassifier(num_outputs=train.num_classes, **options)
+    return classification_of_files(
+        model, train, sizes.training, test=test, test_size=config.test_size, chunk=config.evaluation_chunk
+    )
+
+
+def inference_seconds(config: Arena, trained: Trained) -> float:
+    """Median seconds of classifying ``config.timed`` rows at once, after one call that compiles."""
+    batch = jax.tree.map(lambda x: x[: config.timed], trained.arm.evaluation_data)
+    run = jax.jit(trained.arm.model.apply)
+    seconds = []
+    for _ in range(6):
+        began = time.perf_counter()
+        jax.block_until_ready(run(trained.params, *model_inputs(batch)))
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """What is trained; each task has a field."""
 
@@ -180,6 +298,7 @@ class Config:
     recall: Recall = Recall()
     text: Corpus = Corpus()
     enwik8: Corpus = ENWIK8
+    lra: Arena = Arena()
 
     def __post_init__(self):
         check_choice("task", self.task, TASKS)
@@ -275,11 +394,13 @@ def corpus_arm(config: Corpus, name: str) -> Arm:
 
 
 def arms(config: Config) -> dict[str, Arm]:
-    """Arms of the task: <model>_<time>_<symbols>_<steps> for recall, text_<model>, enwik8_<model>."""
+    """Arms of the task: <model>_<time>_<symbols>_<steps> for recall, else <task>_<model>."""
     result: dict[str, Arm] = {}
     if config.task == "recall":
         for problem in config.recall.problems:
             result |= {f"{name}_{problem.label}": recall_arm(config.recall, problem, name) for name in problem.models}
+    if config.task == "lra":
+        result |= {f"{config.lra.name}_{name}": arena_arm(config.lra, name) for name in config.lra.models}
     corpora = {"text": config.text, "enwik8": config.enwik8}
     for task, corpus in corpora.items():
         if config.task == task or (config.task == "recall" and task == "text" and corpus.path):
@@ -288,10 +409,16 @@ def arms(config: Config) -> dict[str, Arm]:
 
 
 def stand_in(config: Config, folder: pathlib.Path) -> Config:
-    """A file of random bytes where enwik8 is not there."""
+    """A file of enwik8's size where it is not there, and a few random examples in place of Long Range Arena's files."""
+    if config.task == "lra":
+        asked = long_range_arena.Config(task=config.lra.name, root=config.lra.root)
+        root = long_range_arena.stand_in(asked, folder).root
+        return dataclasses.replace(config, lra=dataclasses.replace(config.lra, root=root))
     if config.task != "enwik8" or pathlib.Path(config.enwik8.path).is_file():
         return config
-    return dataclasses.replace(config, enwik8=dataclasses.replace(config.enwik8, path=stand_ins.hundred_million_bytes(folder)))
+    return dataclasses.replace(
+        config, enwik8=dataclasses.replace(config.enwik8, path=stand_ins.hundred_million_bytes(folder))
+    )
 
 
 def measure(config: Config, trained: Mapping[str, Trained], key: jax.Array) -> dict[str, float]:
@@ -310,8 +437,13 @@ def measure(config: Config, trained: Mapping[str, Trained], key: jax.Array) -> d
         both = [trained.get(f"{task}_{model}") for model in ("mega", "tcnca")]
         if all(both):
             metrics[f"{task}/tcnca - mega bits"] = both[1].metrics["bits"] - both[0].metrics["bits"]
-    for name, arm in trained.items():
-        metrics[f"seconds per step/{name}"] = arm.seconds / max(1, arm.arm.training.steps)
+    if config.task == "lra" and config.lra.timed:
+        name = config.lra.name
+        seconds = {m: inference_seconds(config.lra, trained[f"{name}_{m}"]) for m in config.lra.models}
+        metrics |= {f"inference seconds/{name}_{model}": value for model, value in seconds.items()}
+        if len(seconds) == 2:
+            metrics[f"inference speed-up, {name}"] = seconds["mega"] / seconds["tcnca"]
+    metrics |= {f"seconds per step/{n}": arm.seconds / max(1, arm.arm.training.steps) for n, arm in trained.items()}
     return metrics
 
 
