@@ -86,7 +86,7 @@ def measure(
             calls = {}
             for name, params, run in every:
 
-                def loss(params, x, run=run):
+                def loss(params, x, run=run, weights=weights):
                     return jnp.sum(run(params, x) * weights)
 
                 function = jax.jit(run if direction == "forward" else jax.grad(loss, (0, 1)))

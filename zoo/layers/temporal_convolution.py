@@ -1,7 +1,7 @@
 """A temporal convolution network as an operator: a stack of dilated convolutions over time, without projections.
 
-Bai, Kolter, Koltun (2018), An Empirical Evaluation of Generic Convolutional and Recurrent Networks for Sequence Modeling;
-in place of an exponential moving average: Terzic et al. (2023), TCNCA.
+Bai, Kolter, Koltun (2018), An Empirical Evaluation of Generic Convolutional and Recurrent Networks for Sequence
+Modeling; in place of an exponential moving average: Terzic et al. (2023), TCNCA.
 
 Layer l = 0 .. L - 1 has n convolutions of K taps with dilation f^l; from x_0 [T, D], a_0 = x_l:
 
@@ -14,8 +14,9 @@ Depthwise (w [K, D]) or full (w [K, D, D]). Without act, residual and biases the
 R = 1 + n (K - 1) (f^L - 1) / (f - 1) taps in factors of K, without gaps if K >= f. The bidirectional form has (K - 1) / 2
 taps to either side (rounded down: to the left).
 
-Time O(n L K) multiply-adds per number. State of the causal form: for every convolution a ring of its last (K - 1) f^l inputs,
-and the position in the document, by which taps that reach over its start are left out. One token reads and writes K places.
+Time O(n L K) multiply-adds per number. State of the causal form: for every convolution a ring of its last (K - 1) f^l
+inputs, and the position in the document, by which taps that reach over its start are left out. One token reads and
+writes K places.
 """
 
 import warnings
@@ -60,8 +61,9 @@ def temporal_convolution(
     """The operator of the module docstring.
 
     Args:
-      params: ``direction`` [L, n, K, D] or [L, n, K, D, D], v with the oldest tap first; ``gain`` [L, n, D], None or missing
-        for no weight norm; ``bias`` [L, n, D], None or missing for none; ``omega`` [D], None or missing for no skip.
+      params: ``direction`` [L, n, K, D] or [L, n, K, D, D], v with the oldest tap first; ``gain`` [L, n, D],
+        None or missing for no weight norm; ``bias`` [L, n, D], None or missing for none; ``omega`` [D], None or missing
+        for no skip.
       x: inputs.
       state: state before the first token, None for the start; causal form only.
       factor: f.

@@ -1,11 +1,13 @@
 """Multi-head damped exponential moving average alone, as a mixer: the operator of MEGA without its attention.
 
-Ma et al. (2022), Mega: Moving Average Equipped Gated Attention, section 3.1. Per channel j of D, with N hidden entries,
+Ma et al. (2022), Mega: Moving Average Equipped Gated Attention, section 3.1. Per channel j of D, with N hidden
+entries,
 
     h_t = (1 - p a) h_{t-1} + p beta x_t [D, N],   y_t = SiLU(sum_n gamma h_t / sqrt(N) + omega x_t) [D]
 
 with p and a sigmoids of learned [D, N]: a diagonal, real state space layer. Equations, forms and costs in
-``zoo.layers.damped_ema``. State: D N numbers per row, and the last ``truncation`` inputs where only so many taps count.
+``zoo.layers.damped_ema``. State: D N numbers per row, and the last ``truncation`` inputs where only so many taps
+count.
 """
 
 from typing import ClassVar

@@ -1,22 +1,24 @@
 """MEGA: gated attention within chunks, over a moving average that carries information across them.
 
-Ma, Zhou, Kong, He, Gui, Neubig, May, Zettlemoyer (2022), Mega: Moving Average Equipped Gated Attention, arXiv 2209.10655.
+Ma, Zhou, Kong, He, Gui, Neubig, May, Zettlemoyer (2022), Mega: Moving Average Equipped Gated Attention, arXiv
+2209.10655.
 
 With x the residual stream, n = norm(x), m = EMA(n) the damped moving average (``zoo.layers.damped_ema``), the layer is
 
     y = u * (h - x),   h = SiLU(s + W_h (attention(q, k, v) * r))
 
-where v comes from n, and q, k and the gates u, r, s from m (``zoo.layers.gated_attention``). The gate closes over the stream
-as it is, without the norm: x + y = u h + (1 - u) x. The norm is therefore inside of the mixer (``normalises_input``), and
-``zoo.models.Block`` hands over x itself and adds it again; its MLP, "silu", is the layer's normalised feed-forward half. In a
-post-norm model the mixer's own norm is "none":
+where v comes from n, and q, k and the gates u, r, s from m (``zoo.layers.gated_attention``). The gate closes over the
+stream as it is, without the norm: x + y = u h + (1 - u) x. The norm is therefore inside of the mixer
+(``normalises_input``), and ``zoo.models.Block`` hands over x itself and adds it again; its MLP, "silu", is the layer's
+normalised feed-forward half. In a post-norm model the mixer's own norm is "none":
 
     LanguageModel(..., pattern=("mega",), norm="layer", mlp="silu")
     LanguageModel(..., pattern=({"name": "mega", "norm": "none"},), norm="layer", norm_position="post", mlp="silu")
 
-Two mixers: ``mega`` (causal; state: the moving average, keys and values of the present chunk) and ``mega_bidirectional`` (an
-encoder: moving averages in both directions, every token sees its whole chunk). Chunks count from the start of the document, so
-a packed row gives what its documents give alone. The last chunk may be shorter: a length need not be a multiple.
+Two mixers: ``mega`` (causal; state: the moving average, keys and values of the present chunk) and
+``mega_bidirectional`` (an encoder: moving averages in both directions, every token sees its whole chunk). Chunks count
+from the start of the document, so a packed row gives what its documents give alone. The last chunk may be shorter: a
+length need not be a multiple.
 
 Time O(T (D^2 + c (Z + V) + D N)); one token O(D^2 + c (Z + V) + D N).
 """
@@ -129,8 +131,8 @@ class Mega(nn.Module):
       state_dim: decaying sums N per channel of the moving average.
       key_dim: width Z of queries and keys.
       value_dim: width V of values; None: 2 D.
-      chunk: tokens c of a chunk: the stated maximum of the cache. None: whole documents of up to ``max_positions`` tokens,
-        and chunks of that many beyond.
+      chunk: tokens c of a chunk: the stated maximum of the cache. None: whole documents of up to
+        ``max_positions`` tokens, and chunks of that many beyond.
       activation: of the scores: "softmax", "laplace" or "relu2".
       bias: of the scores by distance: "simple", "rotary" or "none".
       max_positions: longest chunk of the simple bias.

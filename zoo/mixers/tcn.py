@@ -1,13 +1,14 @@
 """A stack of dilated convolutions over time alone, as a mixer: the operator of TCNCA without its attention.
 
-Terzic et al. (2023), TCNCA: Temporal Convolution Network with Chunked Attention; Bai, Kolter, Koltun (2018), An Empirical
-Evaluation of Generic Convolutional and Recurrent Networks for Sequence Modeling. Layer l of ``depth`` has K taps with dilation
-f^l, by default without nonlinearity between the layers, and the stack ends like the moving average it stands in for:
+Terzic et al. (2023), TCNCA: Temporal Convolution Network with Chunked Attention; Bai, Kolter, Koltun (2018), An
+Empirical Evaluation of Generic Convolutional and Recurrent Networks for Sequence Modeling. Layer l of ``depth`` has K
+taps with dilation f^l, by default without nonlinearity between the layers, and the stack ends like the moving average
+it stands in for:
 
     x_{l+1,t} = sum_k w_l[k] x_{l,t-(K-1-k) f^l} + b_l,   y_t = SiLU(x_{depth,t} + omega x_{0,t})
 
-It reads R = 1 + (K - 1) (f^depth - 1) / (f - 1) steps; ``zoo.scans.choose_dilations`` finds (K, f, depth) for a length. Other
-forms (activations, residual blocks of several convolutions, mixing of channels), equations and costs in
+It reads R = 1 + (K - 1) (f^depth - 1) / (f - 1) steps; ``zoo.scans.choose_dilations`` finds (K, f, depth) for a
+length. Other forms (activations, residual blocks of several convolutions, mixing of channels), equations and costs in
 ``zoo.layers.temporal_convolution``. State: for every convolution a ring of its last (K - 1) f^l inputs.
 """
 

@@ -1,23 +1,23 @@
 """TCNCA: gated attention within chunks, over dilated convolutions that carry information across them.
 
-Terzic, Hersche, Karunaratne, Benini, Sebastian, Rahimi (2023), TCNCA: Temporal Convolution Network with Chunked Attention for
-Scalable Sequence Processing, arXiv 2312.05605.
+Terzic, Hersche, Karunaratne, Benini, Sebastian, Rahimi (2023), TCNCA: Temporal Convolution Network with Chunked
+Attention for Scalable Sequence Processing, arXiv 2312.05605.
 
 The layer of MEGA (``zoo.mixers.mega``) with its moving average replaced by a stack of dilated convolutions: with x the
 residual stream, n = norm(x), m = TCN(n) (``zoo.layers.temporal_convolution``),
 
     y = u * (h - x),   h = SiLU(s + W_h (attention(q, k, v) * r))
 
-where v comes from n, and q, k and the gates u, r, s from m (``zoo.layers.gated_attention``). As in MEGA the norm is inside
-(``normalises_input``), ``zoo.models.Block`` adds x again, and its MLP "silu" is the feed-forward half; a post-norm model takes
-``norm="none"`` here. The default taps, K = 17, f = 8 and depth 4, read 9361 steps.
+where v comes from n, and q, k and the gates u, r, s from m (``zoo.layers.gated_attention``). As in MEGA the norm is
+inside (``normalises_input``), ``zoo.models.Block`` adds x again, and its MLP "silu" is the feed-forward half; a
+post-norm model takes ``norm="none"`` here. The default taps, K = 17, f = 8 and depth 4, read 9361 steps.
 
-Two mixers: ``tcnca`` (causal; state: rings of past inputs of the convolutions, keys and values of the present chunk) and
-``tcnca_bidirectional`` (an encoder). Chunks count from the start of the document; the last one may be shorter.
+Two mixers: ``tcnca`` (causal; state: rings of past inputs of the convolutions, keys and values of the present chunk)
+and ``tcnca_bidirectional`` (an encoder). Chunks count from the start of the document; the last one may be shorter.
 
-Time O(T (D^2 + c (Z + V) + depth K D)), where the convolution needs no FFT. Initial taps decide how fast a model learns to
-look one step back (``decay``): q and k are scaled copies of one projection, and match "this token" with "the one before" where
-a channel carries both with the same sign.
+Time O(T (D^2 + c (Z + V) + depth K D)), where the convolution needs no FFT. Initial taps decide how fast a model
+learns to look one step back (``decay``): q and k are scaled copies of one projection, and match "this token" with "the
+one before" where a channel carries both with the same sign.
 """
 
 from collections.abc import Callable, Mapping
@@ -107,9 +107,9 @@ def tcnca(
             "taps": 3, "factor": 2, "depth": 2, "key_dim": 4, "value_dim": 6, "chunk": 5, "max_positions": 8,
         },
         "residual": {
-            "taps": 2, "factor": 2, "depth": 2, "convolutions": 2, "inner_activation": "silu", "residual": True, "skip": False,
-            "weight_norm": False, "key_dim": 3, "value_dim": 4, "chunk": 4, "activation": "laplace", "bias": "simple",
-            "max_positions": 5, "norm": "rms",
+            "taps": 2, "factor": 2, "depth": 2, "convolutions": 2, "inner_activation": "silu", "residual": True,
+            "skip": False, "weight_norm": False, "key_dim": 3, "value_dim": 4, "chunk": 4,
+            "activation": "laplace", "bias": "simple", "max_positions": 5, "norm": "rms",
         },
     },
 )  # fmt: skip
@@ -130,8 +130,8 @@ class TCNCA(nn.Module):
       decay: taps are drawn around exp(-decay * lag); None: around 0.
       key_dim: width Z of queries and keys.
       value_dim: width V of values; None: 2 D.
-      chunk: tokens c of a chunk: the stated maximum of the cache. None: whole documents of up to ``max_positions`` tokens,
-        and chunks of that many beyond.
+      chunk: tokens c of a chunk: the stated maximum of the cache. None: whole documents of up to
+        ``max_positions`` tokens, and chunks of that many beyond.
       activation: of the scores: "softmax", "laplace" or "relu2".
       bias: of the scores by distance: "simple", "rotary" or "none".
       max_positions: longest chunk of the simple bias.

@@ -1,16 +1,16 @@
 """Simplified TCNCA: dilated convolutions and attention within chunks, without gates.
 
-Terzic, Hersche, Karunaratne, Benini, Sebastian, Rahimi (2023), TCNCA: Temporal Convolution Network with Chunked Attention for
-Scalable Sequence Processing, arXiv 2312.05605: the form without multiplicative and additive interactions between the operator
-and the attention. With x_t [D] the (normalised) input,
+Terzic, Hersche, Karunaratne, Benini, Sebastian, Rahimi (2023), TCNCA: Temporal Convolution Network with Chunked
+Attention for Scalable Sequence Processing, arXiv 2312.05605: the form without multiplicative and additive interactions
+between the operator and the attention. With x_t [D] the (normalised) input,
 
     m = TCN(x)                                            [D], see zoo.layers.temporal_convolution
     z = SiLU(W_k m + b_k),  q = z * gamma_0 + beta_0,  k = z * gamma_1 + beta_1     [Z]
     v = W_v m + b_v                                       [V]
     y = W_o attention(q, k, v) + b_o                      within chunks, see zoo.layers.gated_attention
 
-Norm before and residual after are those of ``zoo.models.Block``. State: rings of past inputs of the convolutions, keys and values
-of the present chunk. Time O(T (D (Z + V) + c (Z + V) + depth K D)).
+Norm before and residual after are those of ``zoo.models.Block``. State: rings of past inputs of the convolutions, keys
+and values of the present chunk. Time O(T (D (Z + V) + c (Z + V) + depth K D)).
 """
 
 from collections.abc import Mapping

@@ -1,19 +1,20 @@
 """Dilated convolution over time: ``y_t = sum_k kernel[k] * inputs_{t - (K - 1 - ahead - k) * dilation}``.
 
-Tap K - 1 - ahead is the current step, taps before it look back, ``ahead`` taps look forward (0: causal). Stacks of them with
-dilations 1, f, f^2, ... reach far with few taps (van den Oord et al. 2016, WaveNet; Bai, Kolter, Koltun 2018, An Empirical
-Evaluation of Generic Convolutional and Recurrent Networks for Sequence Modeling): ``receptive_field`` says how far, and
-``choose_dilations`` finds a stack for a wanted length.
+Tap K - 1 - ahead is the current step, taps before it look back, ``ahead`` taps look forward (0: causal). Stacks of
+them with dilations 1, f, f^2, ... reach far with few taps (van den Oord et al. 2016, WaveNet; Bai, Kolter, Koltun
+2018, An Empirical Evaluation of Generic Convolutional and Recurrent Networks for Sequence Modeling):
+``receptive_field`` says how far, and ``choose_dilations`` finds a stack for a wanted length.
 
 Shapes: inputs [B, T, C]; kernel [K, C] (depthwise: a filter per channel) or [K, C, D] (channels are mixed); outputs
-[B, T, C] or [B, T, D]. Steps outside of the sequence are zero. It has no state of its own: ``history`` holds the inputs
-before the first step.
+[B, T, C] or [B, T, D]. Steps outside of the sequence are zero. It has no state of its own: ``history`` holds the
+inputs before the first step.
 
 Computed as K shifted multiply-adds, in at least float32: O(K B T C) time; XLA makes one loop of them. Derivatives: the
-gradient of the inputs is the convolution run the other way, that of the kernel one sum per tap. Both are stated to JAX as
-transposes of the linear maps in the forward derivative, through ``lax.custom_linear_solve`` (y = C x is the solution of the
-triangular system x = b, y - C x = 0), so forward mode and higher derivatives follow. JAX's own transposed slices took 5 times as long on a CPU (a stack of 4 layers of 8 taps, 32
-channels, 8192 steps: 129 ms against 25 ms for the gradient of everything).
+gradient of the inputs is the convolution run the other way, that of the kernel one sum per tap. Both are stated to JAX
+as transposes of the linear maps in the forward derivative, through ``lax.custom_linear_solve`` (y = C x is the
+solution of the triangular system x = b, y - C x = 0), so forward mode and higher derivatives follow. JAX's own
+transposed slices took 5 times as long on a CPU (a stack of 4 layers of 8 taps, 32 channels, 8192 steps: 129 ms against
+25 ms for the gradient of everything).
 """
 
 import functools
@@ -80,7 +81,7 @@ def dilated_convolution(
 
 
 class _Taps(NamedTuple):
-    """Static shape of a convolution: ``offsets`` of its taps in time, ``known`` steps of x before the ``time`` steps of y."""
+    """Static shape: ``offsets`` of the taps in time, ``known`` steps of x before the ``time`` steps of y."""
 
     offsets: tuple[int, ...]
     known: int
@@ -213,8 +214,8 @@ def choose_dilations(
 ) -> tuple[int, int, int]:
     """The cheapest stack without gaps that reads ``length`` steps: (taps, factor, depth).
 
-    Cost is taps times depth, multiply-adds per output. Without gaps means factor <= taps. Among equally cheap stacks the
-    shallowest is taken, then the one with the shortest receptive field.
+    Cost is taps times depth, multiply-adds per output. Without gaps means factor <= taps. Among equally cheap stacks
+    the shallowest is taken, then the one with the shortest receptive field.
 
     Args:
       length: steps to be read, at least 2.

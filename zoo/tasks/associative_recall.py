@@ -65,11 +65,11 @@ class AssociativeRecall(Task):
 class PairRecall(Task):
     """Associative recall: pairs of key and value, then one of the keys; which value went with it?
 
-    As in Fu et al. (2023), Hungry Hungry Hippos, and Poli et al. (2023), Hyena Hierarchy. A row is a begin token, (time - 2) / 2
-    pairs whose keys are drawn uniformly with replacement, and the key of a pair drawn uniformly; a random one-to-one map from
-    the keys to the values is drawn for every row. Tokens: keys 0 .. symbols / 2 - 1, then the values, then the begin token.
-    Batch: ``inputs`` and ``targets`` int32 [time], a key's target being its value; ``mask`` is True at the last step and, if
-    ``every`` is, wherever a key stood before. Chance is 2 / symbols.
+    As in Fu et al. (2023), Hungry Hungry Hippos, and Poli et al. (2023), Hyena Hierarchy. A row is a begin token,
+    (time - 2) / 2 pairs whose keys are drawn uniformly with replacement, and the key of a pair drawn uniformly; a
+    random one-to-one map from the keys to the values is drawn for every row. Tokens: keys 0 .. symbols / 2 - 1, then
+    the values, then the begin token. Batch: ``inputs`` and ``targets`` int32 [time], a key's target being its value;
+    ``mask`` is True at the last step and, if ``every`` is, wherever a key stood before. Chance is 2 / symbols.
 
     Attributes:
       symbols: keys and values together, even.
