@@ -21,7 +21,7 @@ from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
 from zoo.layers.mlp import MLP, make_mlp
 from zoo.layers.moe import MixtureOfExperts, mixture_of_experts
 from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
-from zoo.layers.norms import BatchNorm, LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
+from zoo.layers.norms import BatchNorm, LayerNorm, RMSNorm, ScaleNorm, layer_norm, make_norm, rms_norm
 from zoo.layers.parallel_cell import CellSolver, head_projection, run_cell
 from zoo.layers.positions import sinusoidal_positions
 from zoo.layers.projections import linear
@@ -39,6 +39,7 @@ __all__ = [
     "Nonlinearity",
     "Quasiseparable",
     "RMSNorm",
+    "ScaleNorm",
     "accuracy",
     "attention_parameters",
     "batch_axes",

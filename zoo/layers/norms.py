@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from zoo.checks import check_choice
 from zoo.dtypes import accumulator
 
-NORMS = ("rms", "layer", "batch", "none")
+NORMS = ("rms", "layer", "scale", "batch", "none")
 
 
 def layer_norm(
@@ -21,7 +21,7 @@ def layer_norm(
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
-def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"] | float, eps: float = 1e-6) -> Float[Array, "*B D"]:
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " #D"] | float, eps: float = 1e-6) -> Float[Array, "*B D"]:
     """x / sqrt(mean(x^2) + eps) * scale over the last axis (Zhang and Sennrich 2019)."""
     x32 = x.astype(accumulator(x.dtype))
     return (x32 * lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + eps) * scale).astype(x.dtype)
@@ -47,6 +47,16 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return rms_norm(x, self.param("scale", nn.initializers.ones_init(), (x.shape[-1],)), self.eps)
+
+
+class ScaleNorm(nn.Module):
+    """scale * x / sqrt(mean(x^2) + eps) with one learned number: g x / ||x||, g = scale sqrt(D) (Nguyen, Salazar 2019)."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return rms_norm(x, self.param("scale", nn.initializers.ones_init(), (1,)), self.eps)
 
 
 class BatchNorm(nn.Module):
@@ -95,4 +105,5 @@ def make_norm(
         return lambda x: x
     if kind == "batch":
         return BatchNorm(deterministic, axis_name, 1e-5 if eps is None else eps, name=name)
-    return (RMSNorm if kind == "rms" else LayerNorm)(eps=1e-6 if eps is None else eps, name=name)
+    cls = {"rms": RMSNorm, "layer": LayerNorm, "scale": ScaleNorm}[kind]
+    return cls(eps=1e-6 if eps is None else eps, name=name)

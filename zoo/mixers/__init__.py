@@ -21,6 +21,7 @@ from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
 from zoo.mixers.dss import DSS, DSSState, dss, dss_kernel
 from zoo.mixers.elman import Elman, ElmanState, elman
+from zoo.mixers.ema import EMA
 from zoo.mixers.flashrnn import SLSTM, FlashRNN, FlashRNNState, flashrnn_layer
 from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
 from zoo.mixers.gilr import GILR, GILRState, gilr
@@ -45,6 +46,7 @@ from zoo.mixers.lssl import (
 from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
 from zoo.mixers.mamba import Mamba, MambaState, mamba
 from zoo.mixers.mamba2 import Mamba2, Mamba2State, mamba2
+from zoo.mixers.mega import Mega, MegaBidirectional, MegaState, mega, mega_bidirectional
 from zoo.mixers.normalized_attention import NormalizedAttention, NormalizedAttentionState, normalized_attention
 from zoo.mixers.ntm import (
     NTM,
@@ -68,6 +70,9 @@ from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
 from zoo.mixers.s6 import S6, S6State, s6
 from zoo.mixers.seahawk import SEaHawk, SEaHawkState, seahawk
 from zoo.mixers.ssd import SSD, SSDState, ssd
+from zoo.mixers.tcn import TCN
+from zoo.mixers.tcnca import TCNCA, TCNCABidirectional, TCNCAState, tcnca
+from zoo.mixers.tcnca_simplified import SimplifiedTCNCA, SimplifiedTCNCAState, tcnca_simplified
 from zoo.mixers.universal_transformer import (
     UniversalTransformer,
     UniversalTransformerState,
@@ -80,6 +85,7 @@ from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
 
 __all__ = [
     "DSS",
+    "EMA",
     "GILR",
     "GRU",
     "GSS",
@@ -96,6 +102,8 @@ __all__ = [
     "S6",
     "SLSTM",
     "SSD",
+    "TCN",
+    "TCNCA",
     "Aaren",
     "AarenState",
     "Addresses",
@@ -131,6 +139,9 @@ __all__ = [
     "Mamba2",
     "Mamba2State",
     "MambaState",
+    "Mega",
+    "MegaBidirectional",
+    "MegaState",
     "NTMState",
     "NormalizedAttention",
     "NormalizedAttentionState",
@@ -151,6 +162,10 @@ __all__ = [
     "SEaHawk",
     "SEaHawkState",
     "SSDState",
+    "SimplifiedTCNCA",
+    "SimplifiedTCNCAState",
+    "TCNCABidirectional",
+    "TCNCAState",
     "UniversalTransformer",
     "UniversalTransformerEncoder",
     "UniversalTransformerState",
@@ -188,6 +203,8 @@ __all__ = [
     "lstm_states",
     "mamba",
     "mamba2",
+    "mega",
+    "mega_bidirectional",
     "normalized_attention",
     "ntm",
     "paragru",
@@ -213,6 +230,8 @@ __all__ = [
     "shift_address",
     "ssd",
     "step_histogram",
+    "tcnca",
+    "tcnca_simplified",
     "universal_transformer",
     "window_mlp",
     "write_memory",

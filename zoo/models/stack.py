@@ -46,6 +46,9 @@ class Block(nn.Module):
     pre:  x + mixer(norm(x)), then x + mlp(norm(x)).
     post: norm(x + mixer(x)), then norm(x + mlp(x)).
 
+    A mixer whose class says ``normalises_input = True`` has the norm inside and gets x itself in the pre form (MEGA needs
+    both).
+
     Attributes:
       mixer: registered name, or mapping with "name" and options.
       dim: width D.
@@ -88,9 +91,10 @@ class Block(nn.Module):
         check_choice("norm_position", self.norm_position, ("pre", "post"))
         pre = self.norm_position == "pre"
 
-        def residual(x, branch, norm_name, scale=None):
+        def residual(x, branch, norm_name, scale=None, inside=False):
+            kind = "none" if inside else self.norm
             norm = make_norm(
-                self.norm, eps=self.norm_eps, name=norm_name, deterministic=deterministic, axis_name=self.norm_axis
+                kind, eps=self.norm_eps, name=norm_name, deterministic=deterministic, axis_name=self.norm_axis
             )
             out, extra = branch(norm(x) if pre else x)
             x = x if scale is None else (scale * x).astype(x.dtype)
@@ -99,7 +103,8 @@ class Block(nn.Module):
 
         mixer = make_mixer(self.mixer, self.dim, self.dtype, name="mixer")
         scale = self.param("residual_scale", nn.initializers.ones, ()) if self.residual_scale else None
-        x, state = residual(x, lambda h: mixer(h, state, reset=reset), "mixer_norm", scale)
+        inside = pre and getattr(mixer, "normalises_input", False)
+        x, state = residual(x, lambda h: mixer(h, state, reset=reset), "mixer_norm", scale, inside)
         if self.cross_heads:
             cross = CrossAttention(self.dim, self.cross_heads, self.dtype, name="cross")
             x, _ = residual(x, lambda h: (cross(h, memory, memory_mask), None), "cross_norm")

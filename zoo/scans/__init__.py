@@ -28,6 +28,8 @@
       krylov_and_power         ... and the power that comes next
       impulse_response         C b, C A b, C A^2 b, ...: the kernel of a linear system
       impulse_factors, merge_factors  ... in two parts, which are much smaller
+    dilated_convolution        y_t = sum_k kernel_k inputs_{t - lag_k}, lags multiples of a dilation
+      receptive_field, choose_dilations  ... how far a stack of them reads, and which stack reads far enough
     adaptive_halting, Halting  repeat a step until every position halts (ACT)
     compiling_for              trace the scans as for another platform (ahead-of-time compiling)
     tree_reduce                balanced, masked reduction of a pytree
@@ -40,6 +42,7 @@ from zoo.scans.affine import affine_scan
 from zoo.scans.chunked import linear_attention, linear_attention_step
 from zoo.scans.clipped import chunk_clipped_linear_attention, clip_state, clipped_linear_attention
 from zoo.scans.convolution import fft_convolution
+from zoo.scans.dilated_convolution import choose_dilations, dilated_convolution, receptive_field
 from zoo.scans.flashrnn import cell_counts, flashrnn, register_cell
 from zoo.scans.halting import Halting, adaptive_halting
 from zoo.scans.krylov import impulse_factors, impulse_response, krylov, krylov_and_power, merge_factors
@@ -68,10 +71,12 @@ __all__ = [
     "affine_scan",
     "cell_counts",
     "check_structure",
+    "choose_dilations",
     "chunk_clipped_linear_attention",
     "clip_state",
     "clipped_linear_attention",
     "compiling_for",
+    "dilated_convolution",
     "fft_convolution",
     "flashrnn",
     "fused_newton",
@@ -87,6 +92,7 @@ __all__ = [
     "lyapunov_exponent",
     "matmul",
     "merge_factors",
+    "receptive_field",
     "recurrent_scan",
     "register_cell",
     "selective_scan",

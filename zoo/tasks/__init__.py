@@ -2,7 +2,7 @@
 
 from zoo.tasks.agreement import Agreement
 from zoo.tasks.algorithmic import Algorithmic
-from zoo.tasks.associative_recall import AssociativeRecall, HopRecall
+from zoo.tasks.associative_recall import AssociativeRecall, HopRecall, PairRecall
 from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
 from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
@@ -68,6 +68,7 @@ __all__ = [
     "MultiQueryAssociativeRecall",
     "NoisyStrokes",
     "OfflineTrajectories",
+    "PairRecall",
     "ParallelText",
     "Parity",
     "PasskeyStream",

@@ -1,6 +1,7 @@
 """Recall by content: what followed a token when it was last seen, asked once or hop after hop."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,73 @@ class AssociativeRecall(Task):
         inputs = jnp.zeros(self.time, jnp.int32).at[: 2 * self.pairs].set(shown).at[places].set(keys)
         targets = jnp.zeros(self.time, jnp.int32).at[places].set(values)
         return Batch(inputs, targets, jnp.zeros(self.time, bool).at[places].set(True))
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRecall(Task):
+    """Associative recall: pairs of key and value, then one of the keys; which value went with it?
+
+    As in Fu et al. (2023), Hungry Hungry Hippos, and Poli et al. (2023), Hyena Hierarchy. A row is a begin token,
+    (time - 2) / 2 pairs whose keys are drawn uniformly with replacement, and the key of a pair drawn uniformly; a
+    random one-to-one map from the keys to the values is drawn for every row. Tokens: keys 0 .. symbols / 2 - 1, then
+    the values, then the begin token. Batch: ``inputs`` and ``targets`` int32 [time], a key's target being its value;
+    ``mask`` is True at the last step and, if ``every`` is, wherever a key stood before. Chance is 2 / symbols.
+
+    Attributes:
+      symbols: keys and values together, even.
+      time: length, even, at least 4.
+      every: ask at every key that stood before, not at the end alone.
+    """
+
+    symbols: int = 20
+    time: int = 64
+    every: bool = True
+
+    def __post_init__(self):
+        for name, least in (("symbols", 2), ("time", 4)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least or value % 2:
+                raise ValueError(f"{name} must be an even integer of at least {least}, got {value!r}")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.symbols + 1
+
+    @property
+    def pairs(self) -> int:
+        return (self.time - 2) // 2
+
+    def example(self, key: Key[Array, ""], data: None = None) -> Batch:
+        key_keys, key_map, key_last = jax.random.split(key, 3)
+        kinds = self.symbols // 2
+        values = kinds + jax.random.permutation(key_map, kinds)
+        keys = jax.random.randint(key_keys, (self.pairs,), 0, kinds)
+        asked = keys[jax.random.randint(key_last, (), 0, self.pairs)]
+        shown = jnp.stack([keys, values[keys]], axis=1).reshape(-1)
+        inputs = jnp.concatenate([jnp.array([self.symbols]), shown, asked[None]]).astype(jnp.int32)
+        is_key = inputs < kinds
+        steps = jnp.arange(self.time)
+        before = jnp.any((inputs[:, None] == inputs) & (steps < steps[:, None]), axis=1)
+        mask = (steps == self.time - 1) | (is_key & before & self.every)
+        targets = jnp.where(is_key, values[jnp.minimum(inputs, kinds - 1)], 0)
+        return Batch(inputs, jnp.where(mask, targets, 0), mask)
+
+    def bound_within(self, chunk: int) -> float:
+        """Accuracy at the last step of the best answer from the last ``chunk`` steps (of chunks that divide ``time``).
+
+        It knows the pairs whose value lies there, and otherwise guesses among the values that it has not seen.
+        """
+        check_positive("chunk", chunk)
+        if self.time % chunk:
+            raise ValueError(f"chunk={chunk} does not divide time={self.time}")
+        kinds = self.symbols // 2
+        known = min(self.pairs, chunk // 2)
+        by_chance = 1 - (1 - 1 / kinds) ** known  # an older pair's key is among the known ones
+        some_unseen = 1.0 - sum(
+            (-1) ** left * math.comb(kinds, left) * (1 - left / kinds) ** known for left in range(kinds + 1)
+        )
+        share = known / self.pairs
+        return share + (1 - share) * (by_chance + some_unseen / kinds)
 
 
 @dataclasses.dataclass(frozen=True)
