@@ -1,6 +1,6 @@
 """Arms for the usual cases, so that a paper's file only says what is its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -39,15 +39,10 @@ def supervised(
     def init(key, batch):
         return model.init(key, *model_inputs(batch))
 
-    mutable = ("batch_stats",) if getattr(model, "norm", None) == "batch" else ()
+    mutable = renewed_collections(model)
 
     def loss(params, batch, key, step, carry):
-        options = {"deterministic": False, "rngs": {"dropout": key}}
-        outputs, *renewed = (
-            forward(params, batch, **options, mutable=list(mutable))
-            if mutable
-            else (forward(params, batch, **options),)
-        )
+        outputs, *renewed = _in_training(forward, mutable, params, batch, key)
         value, metrics = objective(outputs, batch)
         return value, (metrics, carry, *renewed)
 
@@ -57,6 +52,19 @@ def supervised(
         return {"loss": value, **metrics}
 
     return Arm(init, loss, task, training, evaluate, evaluation_data=test.data(), model=model, mutable=mutable)
+
+
+def renewed_collections(model: Any) -> tuple[str, ...]:
+    """``Arm.mutable`` of a model: running statistics, where it or its encoder has norm="batch"."""
+    encoder = getattr(model, "encoder", None)
+    norms = (getattr(model, "norm", None), encoder.get("norm") if isinstance(encoder, Mapping) else None)
+    return ("batch_stats",) if "batch" in norms else ()
+
+
+def _in_training(forward: Callable[..., Any], mutable: tuple[str, ...], params: Any, batch: Batch, key: Any) -> tuple:
+    """(outputs,) of a call with dropout, or (outputs, renewed collections)."""
+    options = {"deterministic": False, "rngs": {"dropout": key}}
+    return forward(params, batch, **options, mutable=list(mutable)) if mutable else (forward(params, batch, **options),)
 
 
 def model_inputs(batch: Batch) -> tuple:
@@ -125,13 +133,15 @@ def classification_of_files(
     def init(key, batch):
         return model.init(key, *model_inputs(batch))
 
-    def objective(params, batch, **how):
-        logits = model.apply(params, *model_inputs(batch), **how)
-        return cross_entropy(logits, batch.targets), {"accuracy": accuracy(logits, batch.targets)}
+    def forward(params, batch, **options):
+        return model.apply(params, *model_inputs(batch), **options)
+
+    mutable = renewed_collections(model)
 
     def loss(params, batch, key, step, carry):
-        value, metrics = objective(params, batch, deterministic=False, rngs={"dropout": key})
-        return value, (metrics, carry)
+        logits, *renewed = _in_training(forward, mutable, params, batch, key)
+        metrics = {"accuracy": accuracy(logits, batch.targets)}
+        return cross_entropy(logits, batch.targets), (metrics, carry, *renewed)
 
     def evaluate(params, key, batch):
         count = len(batch.targets)
@@ -151,4 +161,4 @@ def classification_of_files(
 
     chosen = np.random.default_rng(0).permutation(test.count)[:test_size]
     held_out = jax.tree.map(jnp.asarray, test.rows_at(chosen))
-    return Arm(init, loss, task, training, evaluate, evaluation_data=held_out, model=model)
+    return Arm(init, loss, task, training, evaluate, evaluation_data=held_out, model=model, mutable=mutable)
