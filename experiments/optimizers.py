@@ -158,11 +158,13 @@ def _decayed(training: Training, params: Any) -> Any:
 
     Layers that ``zoo.models.Stack`` scans over have their parameters stacked on leading axes (under ``run_<n>``), which
     say nothing about a parameter's own shape. Every block has vectors (its norms' scales, biases), so the fewest axes
-    in a run are the stacked ones and one more.
+    in a run are the stacked ones and one more; ``residual_scale``, the one parameter without axes of its own, is left out.
     """
     fewest: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         run = _run_of(path)
+        if parameter_path(path).endswith("residual_scale"):
+            continue
         fewest[run] = min(fewest.get(run, jnp.ndim(leaf)), jnp.ndim(leaf))
 
     def decays(path, leaf, is_slow):

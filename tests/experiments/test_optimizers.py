@@ -122,10 +122,11 @@ def test_training_that_cannot_be_is_refused_by_name(fields, message):
         validate(Training(**fields), num_devices=4)
 
 
-@pytest.mark.parametrize("depth", [1, 4])
-def test_decay_does_not_mistake_stacked_vectors_for_matrices(depth):
+@pytest.mark.parametrize(("depth", "residual_scale"), [(1, False), (4, False), (4, True)])
+def test_decay_does_not_mistake_stacked_vectors_for_matrices(depth, residual_scale):
     """A stack puts the layer axis in front: norm scales and biases stay vectors, kernels matrices."""
     model = zoo.LanguageModel(vocab_size=5, dim=8, pattern=("lru", "gru", "gru"), depth=3 * depth, mlp="gelu")
+    model = model.clone(residual_scale=residual_scale)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     mask = _decayed(Training(weight_decay=0.1), params)
     for (path, decays), leaf in zip(jax.tree_util.tree_leaves_with_path(mask), jax.tree.leaves(params)):
