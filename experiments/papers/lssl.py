@@ -380,7 +380,7 @@ def figures(config: Config, trained: Mapping[str, Trained], metrics: Mapping[str
     axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
     axes.set_ylabel("test accuracy")
     axes.set_ylim(0, 1)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     return {"sampling_rate.png": figure}
 
 
