@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import zoo
 from tests.interchange.foreign import CONFIGURATIONS, RECORDED, TOKENS, made
 from zoo.interchange import LAYOUTS, export_weights, import_weights, load_tokenizer
+from zoo.interchange.layouts.base import ONE_MORE
 from zoo.interchange.tensor_files import INDEX, SINGLE
 
 WANTED = json.loads(RECORDED.read_text())
@@ -40,8 +41,9 @@ def test_export_then_import_is_the_identity(name):
     model, params = import_weights(fields, arrays)
     again_fields, again = export_weights(model, params, layout=name)
     assert set(again) == set(arrays)
-    for key in arrays:
-        np.testing.assert_array_equal(again[key], arrays[key], err_msg=key)
+    rounded = {w.key for w in LAYOUTS[name].weights(model, frozenset()) if w.transform is ONE_MORE}
+    for key in arrays:  # 1 + weight - 1 is the weight up to roundings of the sum, which is below 4
+        np.testing.assert_allclose(again[key], arrays[key], rtol=0, atol=2**-22 * (key in rounded), err_msg=key)
     assert {k: v for k, v in again_fields.items() if k in fields} == {k: v for k, v in fields.items() if k in again_fields}
     assert import_weights(again_fields, again)[0] == model
 

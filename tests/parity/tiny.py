@@ -38,4 +38,13 @@ CONFIGURATIONS = {
             },
         },
     ),
+    "recurrent_gemma": (
+        "RecurrentGemma",
+        COMMON | {
+            "num_hidden_layers": 3, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 1,
+            "lru_width": 48, "attention_window_size": 8, "logits_soft_cap": 3.0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "rwkv": ("Rwkv", COMMON | {"num_hidden_layers": 3, "intermediate_size": 48, "rescale_every": 2}),
 }  # fmt: skip

@@ -23,6 +23,7 @@ from zoo.mixers.elman import Elman, ElmanState, elman
 from zoo.mixers.flashrnn import SLSTM, FlashRNN, FlashRNNState, flashrnn_layer
 from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
 from zoo.mixers.gilr import GILR, GILRState, gilr
+from zoo.mixers.griffin_recurrent import GriffinRecurrent, GriffinRecurrentState, griffin_recurrent
 from zoo.mixers.gru import GRU, GRUState, gru
 from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
@@ -44,6 +45,9 @@ from zoo.mixers.ntm import (
 )
 from zoo.mixers.paragru import ParaGRU, ParaGRUState, paragru
 from zoo.mixers.paralstm import ParaLSTM, ParaLSTMState, paralstm
+from zoo.mixers.rg_lru import RGLRU, RGLRUState, rg_lru
+from zoo.mixers.rwkv4 import RWKV4, RWKV4State, rwkv4, wkv
+from zoo.mixers.rwkv4_channel_mix import RWKV4ChannelMix, RWKV4ChannelMixState, rwkv4_channel_mix
 from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
 from zoo.mixers.universal_transformer import (
     UniversalTransformer,
@@ -61,6 +65,8 @@ __all__ = [
     "LRU",
     "LSTM",
     "NTM",
+    "RGLRU",
+    "RWKV4",
     "S5",
     "SLSTM",
     "Aaren",
@@ -78,6 +84,8 @@ __all__ = [
     "GRUState",
     "GatedRecurrence",
     "GatedRecurrenceState",
+    "GriffinRecurrent",
+    "GriffinRecurrentState",
     "Jordan",
     "JordanOutput",
     "JordanState",
@@ -94,6 +102,10 @@ __all__ = [
     "ParaGRUState",
     "ParaLSTM",
     "ParaLSTMState",
+    "RGLRUState",
+    "RWKV4ChannelMix",
+    "RWKV4ChannelMixState",
+    "RWKV4State",
     "S5Bidirectional",
     "S5State",
     "UniversalTransformer",
@@ -112,6 +124,7 @@ __all__ = [
     "flashrnn_layer",
     "gated_recurrence",
     "gilr",
+    "griffin_recurrent",
     "gru",
     "jordan",
     "liquid_s4",
@@ -128,6 +141,9 @@ __all__ = [
     "ponder_cost",
     "prefix_attention",
     "read_memory",
+    "rg_lru",
+    "rwkv4",
+    "rwkv4_channel_mix",
     "s5",
     "s5_bidirectional",
     "sharpen_address",
@@ -135,5 +151,6 @@ __all__ = [
     "step_histogram",
     "universal_transformer",
     "window_mlp",
+    "wkv",
     "write_memory",
 ]

@@ -145,6 +145,7 @@ class Attention(nn.Module):
       base: base of the rotary wavelengths.
       head_dim: width K of a head; None: ``dim / heads``.
       use_bias: all four projections have biases.
+      output_bias: the last projection has one; None: as ``use_bias``.
       rotary_fraction: share of a head's channels that is rotated.
       rotary_scaling: scaling of the rotary frequencies, see ``zoo.layers.rotary_frequencies``; None for none.
       dtype: compute dtype; scores and softmax in at least float32.
@@ -160,6 +161,7 @@ class Attention(nn.Module):
     use_bias: bool = False
     rotary_fraction: float = 1.0
     rotary_scaling: Mapping[str, float] | None = None
+    output_bias: bool | None = None
     dtype: str = "float32"
 
     causal: ClassVar[bool] = True
@@ -173,7 +175,7 @@ class Attention(nn.Module):
         check_positive("window", self.window)
         params = attention_parameters(
             self, dim=self.dim, heads=self.heads, kv_heads=self.kv_heads, positions=self.positions,
-            head_dim=self.head_dim, use_bias=self.use_bias,
+            head_dim=self.head_dim, use_bias=self.use_bias, output_bias=self.output_bias,
         )  # fmt: skip
         if state is not None:
             check_state(state, self.initial_state(x.shape[0]))

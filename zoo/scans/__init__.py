@@ -12,6 +12,8 @@
       softmax_pool             ... over all steps only, block by block
       softmax_prefix_statistics  ... maximum, denominator and numerator of every prefix
       softmax_merge, SoftmaxState  ... partial results and their union
+    stabilized_gates           running maximum for gates that are exponentials: RWKV-4, mLSTM
+      previous_steps           ... the states before every step
     solve_recurrence           state_t = step(state_{t-1}, x_t) for all t at once: Newton, DEER, ELK and their kin
       SolveDiagnostics, NonConvergenceError  ... how it went
       check_structure          ... the declared Jacobian structure against the true one
@@ -45,6 +47,7 @@ from zoo.scans.newton import (
 from zoo.scans.recurrent import gate_kernels, gate_products, matmul, recurrent_scan
 from zoo.scans.selective import selective_scan
 from zoo.scans.softmax import SoftmaxState, softmax_merge, softmax_pool, softmax_prefix_statistics, softmax_scan
+from zoo.scans.stabilizer import previous_steps, stabilized_gates
 from zoo.scans.tree import tree_reduce
 
 __all__ = [
@@ -67,6 +70,7 @@ __all__ = [
     "linear_scan",
     "lyapunov_exponent",
     "matmul",
+    "previous_steps",
     "recurrent_scan",
     "register_cell",
     "selective_scan",
@@ -75,5 +79,6 @@ __all__ = [
     "softmax_prefix_statistics",
     "softmax_scan",
     "solve_recurrence",
+    "stabilized_gates",
     "tree_reduce",
 ]
