@@ -47,4 +47,10 @@ CONFIGURATIONS = {
         },
     ),
     "rwkv": ("Rwkv", COMMON | {"num_hidden_layers": 3, "intermediate_size": 48, "rescale_every": 2}),
+    "xlstm": (  # caches are made for widths of keys and values that are multiples of 64
+        "xLSTM",
+        COMMON | {
+            "hidden_size": 64, "qk_dim_factor": 1.0, "num_heads": 4, "gate_soft_cap": 5.0, "output_logit_soft_cap": 3.0,
+        },
+    ),
 }  # fmt: skip

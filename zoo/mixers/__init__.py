@@ -31,6 +31,7 @@ from zoo.mixers.lru import LRU, LRUState, lru
 from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
 from zoo.mixers.mamba import Mamba, MambaState, mamba
 from zoo.mixers.mamba2 import Mamba2, Mamba2State, mamba2
+from zoo.mixers.mlstm import MLSTM, MLSTMState, mlstm
 from zoo.mixers.ntm import (
     NTM,
     Addresses,
@@ -64,6 +65,7 @@ __all__ = [
     "GRU",
     "LRU",
     "LSTM",
+    "MLSTM",
     "NTM",
     "RGLRU",
     "RWKV4",
@@ -93,6 +95,7 @@ __all__ = [
     "LSTMState",
     "LiquidS4",
     "LiquidS4State",
+    "MLSTMState",
     "Mamba",
     "Mamba2",
     "Mamba2State",
@@ -135,6 +138,7 @@ __all__ = [
     "lstm_states",
     "mamba",
     "mamba2",
+    "mlstm",
     "ntm",
     "paragru",
     "paralstm",

@@ -7,6 +7,7 @@
       gate_kernels, gate_products  ... products with the weights of several gates
     linear_attention           S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, y_t = q_t S_t: also RetNet, Mamba-2, GLA
       linear_attention_step    ... one step
+    gated_delta_rule           S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - k_t exp(g_t) S_{t-1})^T: (gated) DeltaNet
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
       softmax_pool             ... over all steps only, block by block
@@ -33,6 +34,7 @@ from zoo.scans._auto import compiling_for
 from zoo.scans.affine import affine_scan
 from zoo.scans.chunked import linear_attention, linear_attention_step
 from zoo.scans.convolution import fft_convolution
+from zoo.scans.delta_rule import gated_delta_rule
 from zoo.scans.flashrnn import cell_counts, flashrnn, register_cell
 from zoo.scans.halting import Halting, adaptive_halting
 from zoo.scans.linear import linear_scan
@@ -65,6 +67,7 @@ __all__ = [
     "fused_newton",
     "gate_kernels",
     "gate_products",
+    "gated_delta_rule",
     "linear_attention",
     "linear_attention_step",
     "linear_scan",
