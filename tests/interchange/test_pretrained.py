@@ -67,18 +67,21 @@ def test_the_original_layout_holds_the_same_model(kind, layout, tmp_path):
     assert zoo.load_pretrained(folder)[0].vocab_size == 64
 
 
-def test_experts_one_by_one_and_merged_are_the_same():
-    fields, arrays = made("jamba")
+@pytest.mark.parametrize(
+    ("kind", "inner", "layers"), [("jamba", "feed_forward", (0, 2)), ("qwen3_next", "mlp", (0, 2, 3))]
+)
+def test_experts_one_by_one_and_merged_are_the_same(kind, inner, layers):
+    fields, arrays = made(kind)
     _, params = import_weights(fields, arrays)
     merged = {k: v for k, v in arrays.items() if ".experts." not in k}
-    for layer in (0, 2):
-        inner = f"model.layers.{layer}.feed_forward.experts."
+    for layer in layers:
+        prefix = f"model.layers.{layer}.{inner}.experts."
 
-        def each(name, inner=inner):
-            return np.stack([arrays[f"{inner}{j}.{name}_proj.weight"] for j in range(3)])
+        def each(name, prefix=prefix):
+            return np.stack([arrays[f"{prefix}{j}.{name}_proj.weight"] for j in range(fields["num_experts"])])
 
-        merged[f"{inner}gate_up_proj"] = np.concatenate([each("gate"), each("up")], axis=1)
-        merged[f"{inner}down_proj"] = each("down")
+        merged[f"{prefix}gate_up_proj"] = np.concatenate([each("gate"), each("up")], axis=1)
+        merged[f"{prefix}down_proj"] = each("down")
     same(import_weights(fields, merged)[1], params)
 
 

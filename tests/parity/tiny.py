@@ -53,4 +53,16 @@ CONFIGURATIONS = {
             "hidden_size": 64, "qk_dim_factor": 1.0, "num_heads": 4, "gate_soft_cap": 5.0, "output_logit_soft_cap": 3.0,
         },
     ),
+    "qwen3_next": (
+        "Qwen3Next",
+        COMMON | {
+            "num_hidden_layers": 4, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 16, "max_position_embeddings": 128, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+            "linear_value_head_dim": 8, "linear_key_head_dim": 6, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24, "shared_expert_intermediate_size": 16, "mlp_only_layers": [1],
+            "attention_bias": True,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.25},
+        },
+    ),
 }  # fmt: skip

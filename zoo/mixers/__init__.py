@@ -16,11 +16,13 @@ The contract, which the laws in tests/laws check for every registered mixer:
 """
 
 from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attention
-from zoo.mixers.attention import Attention, AttentionState, attention
+from zoo.mixers.attention import Attention, AttentionState, attention, cached_attention
 from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
 from zoo.mixers.elman import Elman, ElmanState, elman
 from zoo.mixers.flashrnn import SLSTM, FlashRNN, FlashRNNState, flashrnn_layer
+from zoo.mixers.gated_attention import GatedAttention, gated_attention
+from zoo.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetState, gated_deltanet
 from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
 from zoo.mixers.gilr import GILR, GILRState, gilr
 from zoo.mixers.griffin_recurrent import GriffinRecurrent, GriffinRecurrentState, griffin_recurrent
@@ -84,6 +86,9 @@ __all__ = [
     "FlashRNNState",
     "GILRState",
     "GRUState",
+    "GatedAttention",
+    "GatedDeltaNet",
+    "GatedDeltaNetState",
     "GatedRecurrence",
     "GatedRecurrenceState",
     "GriffinRecurrent",
@@ -122,9 +127,12 @@ __all__ = [
     "attention",
     "bidirectional",
     "bidirectional_attention",
+    "cached_attention",
     "content_address",
     "elman",
     "flashrnn_layer",
+    "gated_attention",
+    "gated_deltanet",
     "gated_recurrence",
     "gilr",
     "griffin_recurrent",

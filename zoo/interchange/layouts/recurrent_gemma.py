@@ -33,13 +33,16 @@ def _model(config: Config) -> LanguageModel:
     config.must("hidden_activation", "gelu_pytorch_tanh")
     config.must("embeddings_scale_by_sqrt_dim", True)
     dim, heads = config.size("hidden_size", 2560), config.size("num_attention_heads", 10)
+    head_dim = config.size("head_dim", max(1, dim // heads))
+    if head_dim != dim // heads:
+        raise config.error("head_dim", f"hidden_size // num_attention_heads = {dim // heads}", head_dim)
     rotary = rotation(config, fraction=0.5)
     if rotary["rotary_scaling"] is not None:
         raise config.error("rope_parameters", "of rope_type 'default'", config.value("rope_parameters"))
     mixers = {
         "attention": {
             "name": "attention", "heads": heads, "kv_heads": config.size("num_key_value_heads", heads),
-            "head_dim": config.size("head_dim", max(1, dim // heads)),
+            "head_dim": head_dim,
             "window": config.size("attention_window_size", 2048), "use_bias": config.flag("attention_bias", False),
             "output_bias": True, **rotary,
         },

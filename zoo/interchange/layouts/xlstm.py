@@ -5,7 +5,7 @@ from collections.abc import Set
 from typing import Any
 
 import zoo
-from zoo.interchange.config import Config
+from zoo.interchange.config import LARGEST_SIZE, Config
 from zoo.interchange.layouts.base import (
     LINEAR,
     SAME,
@@ -41,6 +41,14 @@ def _share(part: int, whole: int) -> float:
     return factor if int(whole * factor) == part else math.nextafter(factor, math.inf)
 
 
+def _width(config: Config, name: str, dim: int, default: float) -> int:
+    """``dim`` times the field ``name``, cut to an integer."""
+    factor = config.number(name, default)
+    if not 1 <= dim * factor < LARGEST_SIZE:
+        raise config.error(name, f"a number that makes a width from 1 to 2^31 - 1 of {dim}", factor)
+    return int(dim * factor)
+
+
 def _model(config: Config) -> LanguageModel:
     config.ignore(WITHOUT_EFFECT)
     config.must("use_bias", False)
@@ -51,12 +59,15 @@ def _model(config: Config) -> LanguageModel:
     for name, size in (("embedding_dim", dim), ("num_blocks", depth)):
         if config.size(name, size) != size:
             raise config.error(name, f"{size}, as hidden_size or num_hidden_layers says", config.value(name))
-    widths = [int(dim * config.number(f"{name}_dim_factor", default)) for name, default in (("qk", 0.5), ("v", 1.0))]
+    keys, values = (
+        _width(config, name, dim, default) for name, default in (("qk_dim_factor", 0.5), ("v_dim_factor", 1.0))
+    )
     eps = config.number("norm_eps", 1e-6)
     mixer = {
-        "name": "mlstm", "heads": config.size("num_heads", 8), "key_dim": widths[0], "value_dim": widths[1],
+        "name": "mlstm", "heads": config.size("num_heads", 8), "key_dim": keys, "value_dim": values,
         "gate_cap": config.number("gate_soft_cap", 15.0), "epsilon": config.number("eps", 1e-6), "norm_eps": eps,
     }  # fmt: skip
+    _width(config, "ffn_proj_factor", dim, FFN[0])
     ffn = config.number("ffn_proj_factor", FFN[0]), config.size("ffn_round_up_to_multiple_of", FFN[1])
     return LanguageModel(
         vocab_size=config.size("vocab_size", 50304), dim=dim, pattern=(mixer,), depth=depth, mlp="swiglu",
