@@ -125,5 +125,6 @@ LAYOUTS = (
     Layout(
         name="recurrent_gemma", reads=of_type("recurrent_gemma"), model=_model, config=_config, weights=_weights,
         depth_field="num_hidden_layers", prefix="model.", embedding="model.embed_tokens.weight",
+        ignore=(r".*rotary_emb\.inv_freq",),
     ),
 )  # fmt: skip
