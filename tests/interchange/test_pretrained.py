@@ -44,7 +44,9 @@ def test_export_then_import_is_the_identity(name):
     rounded = {w.key for w in LAYOUTS[name].weights(model, frozenset()) if w.transform is ONE_MORE}
     for key in arrays:  # 1 + weight - 1 is the weight up to roundings of the sum, which is below 4
         np.testing.assert_allclose(again[key], arrays[key], rtol=0, atol=2**-22 * (key in rounded), err_msg=key)
-    assert {k: v for k, v in again_fields.items() if k in fields} == {k: v for k, v in fields.items() if k in again_fields}
+    assert {k: v for k, v in again_fields.items() if k in fields} == {
+        k: v for k, v in fields.items() if k in again_fields
+    }
     assert import_weights(again_fields, again)[0] == model
 
 
