@@ -243,3 +243,30 @@ def selective_gradient(x, delta, a, b, c, skip, initial, y_bar, last_bar, reset=
         x_bar[:, t] = drive * delta[:, t] + skip * y_bar[:, t]
         carry = decay * carry
     return x_bar, delta_bar, a_bar, b_bar, c_bar, np.sum(x * y_bar, axis=(0, 1)), carry
+
+
+def delta_rule(q, k, v, beta, log_decay, initial):
+    """S_t = e^g S_{t-1} + beta k (v - k e^g S_{t-1})^T and y_t = q_t S_t, head by head; returns (y, last)."""
+    heads = v.shape[2]
+    q, k = _heads(q, heads), _heads(k, heads)
+    state, y = np.array(initial, float), np.zeros(v.shape)
+    for b, h in np.ndindex(len(q), heads):
+        s = state[b, h]
+        for t in range(q.shape[1]):
+            s = s if log_decay is None else np.exp(log_decay[b, t, h]) * s
+            s = s + beta[b, t, h] * np.outer(k[b, t, h], v[b, t, h] - k[b, t, h] @ s)
+            y[b, t, h] = q[b, t, h] @ s
+        state[b, h] = s
+    return y, state
+
+
+def stabilized(log_decay, log_inputs, initial):
+    """The running maximum m_t = max(m_{t-1} + g_t, i_t), and both exponents relative to it."""
+    maximum, gates, inputs = np.zeros(log_inputs.shape), np.zeros(log_inputs.shape), np.zeros(log_inputs.shape)
+    before = initial
+    for t in range(log_inputs.shape[1]):
+        maximum[:, t] = np.maximum(before + log_decay[:, t], log_inputs[:, t])
+        gates[:, t] = log_decay[:, t] + before - maximum[:, t]
+        inputs[:, t] = log_inputs[:, t] - maximum[:, t]
+        before = maximum[:, t]
+    return gates, inputs, maximum

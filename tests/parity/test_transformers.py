@@ -26,12 +26,14 @@ def made(name):
     """A model of transformers with random weights that are not small, so that every part of it matters."""
     kind, fields = CONFIGURATIONS[name]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**fields, initializer_range=0.2) if kind != "xLSTM" else None
+    config = getattr(transformers, f"{kind}Config")(**fields, initializer_range=0.2)
     model = getattr(transformers, f"{kind}ForCausalLM" if kind != "GPT2" else "GPT2LMHeadModel")(config)
     with torch.no_grad():
         for key, p in model.named_parameters():
             if "norm" in key or key.endswith((".D", "dt_bias", "ln_1.weight", "ln_2.weight", "bias")):
                 p.add_(0.3 * torch.randn_like(p))
+            if "gate_preact" in key:  # gates of the mLSTM begin closed, and see nothing of the input
+                p.copy_(torch.randn_like(p))
     return model.eval()
 
 

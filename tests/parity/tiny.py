@@ -38,4 +38,31 @@ CONFIGURATIONS = {
             },
         },
     ),
+    "recurrent_gemma": (
+        "RecurrentGemma",
+        COMMON | {
+            "num_hidden_layers": 3, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 1,
+            "lru_width": 48, "attention_window_size": 8, "logits_soft_cap": 3.0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "rwkv": ("Rwkv", COMMON | {"num_hidden_layers": 3, "intermediate_size": 48, "rescale_every": 2}),
+    "xlstm": (  # caches are made for widths of keys and values that are multiples of 64
+        "xLSTM",
+        COMMON | {
+            "hidden_size": 64, "qk_dim_factor": 1.0, "num_heads": 4, "gate_soft_cap": 5.0, "output_logit_soft_cap": 3.0,
+        },
+    ),
+    "qwen3_next": (
+        "Qwen3Next",
+        COMMON | {
+            "num_hidden_layers": 4, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 16, "max_position_embeddings": 128, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+            "linear_value_head_dim": 8, "linear_key_head_dim": 6, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24, "shared_expert_intermediate_size": 16, "mlp_only_layers": [1],
+            "attention_bias": True,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.25},
+        },
+    ),
 }  # fmt: skip

@@ -24,7 +24,7 @@ from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
 from zoo.layers.norms import BatchNorm, LayerNorm, RMSNorm, ScaleNorm, layer_norm, make_norm, rms_norm
 from zoo.layers.parallel_cell import CellSolver, head_projection, run_cell
 from zoo.layers.positions import sinusoidal_positions
-from zoo.layers.projections import linear
+from zoo.layers.projections import linear, mixed_linear
 from zoo.layers.quasiseparable import Quasiseparable, discretize_structured, structured_transition
 from zoo.layers.trees import batch_axes, rows_back, rows_first, split_floating
 
@@ -63,6 +63,7 @@ __all__ = [
     "make_norm",
     "masked_mean",
     "merge_heads",
+    "mixed_linear",
     "mixture_of_experts",
     "nonlinearity",
     "project_heads",

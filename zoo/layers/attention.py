@@ -123,11 +123,13 @@ def attention_parameters(
     positions: str,
     head_dim: int | None = None,
     use_bias: bool = False,
+    output_bias: bool | None = None,
 ) -> dict[str, Float[Array, "..."]]:
     """Checks the sizes; declares ``query`` [D, H, K], ``key``, ``value`` [D, G, K], ``output`` [H, K, D] on ``module``.
 
     K = ``head_dim``, or D / H when it is None; G = ``kv_heads``, or H when it is None. With ``use_bias`` also
-    ``query_bias`` [H, K], ``key_bias``, ``value_bias`` [G, K] and ``output_bias`` [D].
+    ``query_bias`` [H, K], ``key_bias``, ``value_bias`` [G, K] and ``output_bias`` [D]; ``output_bias`` True or False
+    overrules it for the last.
     """
     check_choice("positions", positions, POSITIONS)
     check_positive("heads", heads)
@@ -152,6 +154,7 @@ def attention_parameters(
     if use_bias:
         inner = {"query_bias": heads, "key_bias": groups, "value_bias": groups}
         declared |= {name: (nn.initializers.zeros, (count, head_dim)) for name, count in inner.items()}
+    if use_bias if output_bias is None else output_bias:
         declared["output_bias"] = (nn.initializers.zeros, (dim,))
     return {name: module.param(name, *how) for name, how in declared.items()}
 

@@ -1,7 +1,7 @@
-"""Depthwise convolution over time that does not look over the borders of documents."""
+"""Depthwise convolution over time, and the token before, that do not look over the borders of documents."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from zoo.dtypes import accumulator
 
@@ -41,3 +41,11 @@ def recent(x: Float[Array, "B T C"], count: int, history: Float[Array, "B H C"] 
     if history is None:
         history = jnp.zeros((x.shape[0], count, x.shape[2]), x.dtype)
     return jnp.concatenate([history, x.astype(history.dtype)], axis=1)[:, -count:] if count else history
+
+
+def previous_token(
+    x: Float[Array, "B T D"], last: Float[Array, "B D"], reset: Bool[Array, "B T"] | None = None
+) -> Float[Array, "B T D"]:
+    """x_{t-1} for every t: ``last`` before the first step of the call, zeros before the first of a document."""
+    before = jnp.concatenate([last[:, None].astype(x.dtype), x[:, :-1]], axis=1)
+    return before if reset is None else jnp.where(reset[..., None], 0, before)

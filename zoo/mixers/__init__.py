@@ -16,15 +16,18 @@ The contract, which the laws in tests/laws check for every registered mixer:
 """
 
 from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attention
-from zoo.mixers.attention import Attention, AttentionState, attention
+from zoo.mixers.attention import Attention, AttentionState, attention, cached_attention
 from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
 from zoo.mixers.dss import DSS, DSSState, dss, dss_kernel
 from zoo.mixers.elman import Elman, ElmanState, elman
 from zoo.mixers.ema import EMA
 from zoo.mixers.flashrnn import SLSTM, FlashRNN, FlashRNNState, flashrnn_layer
+from zoo.mixers.gated_attention import GatedAttention, gated_attention
+from zoo.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetState, gated_deltanet
 from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
 from zoo.mixers.gilr import GILR, GILRState, gilr
+from zoo.mixers.griffin_recurrent import GriffinRecurrent, GriffinRecurrentState, griffin_recurrent
 from zoo.mixers.gru import GRU, GRUState, gru
 from zoo.mixers.gss import GSS, GSSState, gss
 from zoo.mixers.h3 import H3, H3State, h3
@@ -47,6 +50,7 @@ from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
 from zoo.mixers.mamba import Mamba, MambaState, mamba
 from zoo.mixers.mamba2 import Mamba2, Mamba2State, mamba2
 from zoo.mixers.mega import Mega, MegaBidirectional, MegaState, mega, mega_bidirectional
+from zoo.mixers.mlstm import MLSTM, MLSTMState, mlstm
 from zoo.mixers.normalized_attention import NormalizedAttention, NormalizedAttentionState, normalized_attention
 from zoo.mixers.ntm import (
     NTM,
@@ -64,6 +68,8 @@ from zoo.mixers.paragru import ParaGRU, ParaGRUState, paragru
 from zoo.mixers.paralstm import ParaLSTM, ParaLSTMState, paralstm
 from zoo.mixers.qlstm import QLSTM, QLSTMState, qlstm, qlstm_cell
 from zoo.mixers.rg_lru import RGLRU, RGLRUState, rg_lru
+from zoo.mixers.rwkv4 import RWKV4, RWKV4State, rwkv4, wkv
+from zoo.mixers.rwkv4_channel_mix import RWKV4ChannelMix, RWKV4ChannelMixState, rwkv4_channel_mix
 from zoo.mixers.s4 import S4, S4Bidirectional, S4State, S4System, s4, s4_bidirectional, s4_kernel
 from zoo.mixers.s4d import S4D, S4DBidirectional, S4DState, s4d, s4d_bidirectional, s4d_kernel
 from zoo.mixers.s5 import S5, S5Bidirectional, S5State, s5, s5_bidirectional
@@ -93,9 +99,11 @@ __all__ = [
     "LRU",
     "LSSL",
     "LSTM",
+    "MLSTM",
     "NTM",
     "QLSTM",
     "RGLRU",
+    "RWKV4",
     "S4",
     "S4D",
     "S5",
@@ -119,8 +127,13 @@ __all__ = [
     "GILRState",
     "GRUState",
     "GSSState",
+    "GatedAttention",
+    "GatedDeltaNet",
+    "GatedDeltaNetState",
     "GatedRecurrence",
     "GatedRecurrenceState",
+    "GriffinRecurrent",
+    "GriffinRecurrentState",
     "H3State",
     "Hyena",
     "HyenaState",
@@ -135,6 +148,7 @@ __all__ = [
     "LinearSystem",
     "LiquidS4",
     "LiquidS4State",
+    "MLSTMState",
     "Mamba",
     "Mamba2",
     "Mamba2State",
@@ -151,6 +165,9 @@ __all__ = [
     "ParaLSTMState",
     "QLSTMState",
     "RGLRUState",
+    "RWKV4ChannelMix",
+    "RWKV4ChannelMixState",
+    "RWKV4State",
     "S4Bidirectional",
     "S4DBidirectional",
     "S4DState",
@@ -177,13 +194,17 @@ __all__ = [
     "attention",
     "bidirectional",
     "bidirectional_attention",
+    "cached_attention",
     "content_address",
     "dss",
     "dss_kernel",
     "elman",
     "flashrnn_layer",
+    "gated_attention",
+    "gated_deltanet",
     "gated_recurrence",
     "gilr",
+    "griffin_recurrent",
     "gru",
     "gss",
     "h3",
@@ -205,6 +226,7 @@ __all__ = [
     "mamba2",
     "mega",
     "mega_bidirectional",
+    "mlstm",
     "normalized_attention",
     "ntm",
     "paragru",
@@ -216,6 +238,8 @@ __all__ = [
     "qlstm_cell",
     "read_memory",
     "rg_lru",
+    "rwkv4",
+    "rwkv4_channel_mix",
     "s4",
     "s4_bidirectional",
     "s4_kernel",
@@ -234,5 +258,6 @@ __all__ = [
     "tcnca_simplified",
     "universal_transformer",
     "window_mlp",
+    "wkv",
     "write_memory",
 ]

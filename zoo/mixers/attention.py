@@ -87,10 +87,34 @@ def attention(
     Returns:
       (y, state after the last token).
     """
-    batch, time, _ = x.shape
-    age = document_positions(reset, None if state is None else state.length, shape=(batch, time))
+    age = document_positions(reset, None if state is None else state.length, shape=x.shape[:2])
     where = age if positions == "rotary" else None
     q, k, v = project_heads(params, x, where, base, rotary_fraction, rotary_scaling)
+    y, state = cached_attention(q, k, v, age, state, window=window)
+    return merge_heads(params, y), state
+
+
+def cached_attention(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T G K"],
+    age: Int[Array, "B T"],
+    state: AttentionState | None,
+    *,
+    window: int,
+) -> tuple[Float[Array, "B T H K"], AttentionState]:
+    """Attention of T queries over their own keys and those of the cache.
+
+    Args:
+      q, k, v: queries, keys and values of the call, positions already in them; q's dtype is the compute dtype.
+      age: position of every token in its document.
+      state: state before the first token, None for the start.
+      window: tokens that a token can see, itself included.
+
+    Returns:
+      (values read by every query, state after the last token).
+    """
+    batch, time = age.shape
     visible = jnp.minimum(age + 1, window)  # [B, T] how many tokens back a query sees, itself included
     length = age[:, -1] + 1
 
@@ -98,7 +122,7 @@ def attention(
         y = windowed_attention(q, k, v, visible, window=window)
         keys, values = (ring_of_last(a, window) for a in (k, v))
         slot = jnp.full((batch,), time % window, jnp.int32)
-        return merge_heads(params, y), AttentionState(keys, values, slot, length)
+        return y, AttentionState(keys, values, slot, length)
 
     # Through the cache's dtype in every case: a token must look the same from this call and from the next.
     k, v = k.astype(state.keys.dtype), v.astype(state.values.dtype)
@@ -106,23 +130,23 @@ def attention(
         rows = jnp.arange(batch)
         keys, values = (ring.at[rows, state.slot].set(new[:, 0]) for ring, new in ((state.keys, k), (state.values, v)))
         distance = (state.slot[:, None] - jnp.arange(window)) % window
-        y = grouped_attention(q, keys.astype(x.dtype), values.astype(x.dtype), (distance < visible)[:, None])
-        return merge_heads(params, y), AttentionState(keys, values, (state.slot + 1) % window, length)
+        y = grouped_attention(q, keys.astype(q.dtype), values.astype(q.dtype), (distance < visible)[:, None])
+        return y, AttentionState(keys, values, (state.slot + 1) % window, length)
 
     k, v = (
         jnp.concatenate([unroll_ring(ring, state.slot), a], axis=1) for ring, a in ((state.keys, k), (state.values, v))
     )
-    y = windowed_attention(q, k.astype(x.dtype), v.astype(x.dtype), visible, window=window)
+    y = windowed_attention(q, k.astype(q.dtype), v.astype(q.dtype), visible, window=window)
     slot = (state.slot + time) % window
     keys, values = (unroll_ring(a[:, -window:], (window - slot) % window) for a in (k, v))
-    return merge_heads(params, y), AttentionState(keys, values, slot, length)
+    return y, AttentionState(keys, values, slot, length)
 
 
 @register(
     "attention",
     variants={
         "default": {"heads": 2, "window": 16},
-        "short_window": {"heads": 2, "window": 3, "positions": "none"},
+        "short_window": {"heads": 2, "window": 3, "positions": "none", "output_bias": True},
         "grouped": {
             "heads": 4,
             "kv_heads": 2,
@@ -145,6 +169,7 @@ class Attention(nn.Module):
       base: base of the rotary wavelengths.
       head_dim: width K of a head; None: ``dim / heads``.
       use_bias: all four projections have biases.
+      output_bias: the last projection has one; None: as ``use_bias``.
       rotary_fraction: share of a head's channels that is rotated.
       rotary_scaling: scaling of the rotary frequencies, see ``zoo.layers.rotary_frequencies``; None for none.
       dtype: compute dtype; scores and softmax in at least float32.
@@ -160,6 +185,7 @@ class Attention(nn.Module):
     use_bias: bool = False
     rotary_fraction: float = 1.0
     rotary_scaling: Mapping[str, float] | None = None
+    output_bias: bool | None = None
     dtype: str = "float32"
 
     causal: ClassVar[bool] = True
@@ -173,7 +199,7 @@ class Attention(nn.Module):
         check_positive("window", self.window)
         params = attention_parameters(
             self, dim=self.dim, heads=self.heads, kv_heads=self.kv_heads, positions=self.positions,
-            head_dim=self.head_dim, use_bias=self.use_bias,
+            head_dim=self.head_dim, use_bias=self.use_bias, output_bias=self.output_bias,
         )  # fmt: skip
         if state is not None:
             check_state(state, self.initial_state(x.shape[0]))

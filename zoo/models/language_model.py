@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.checks import check_choice, check_positive, check_reset, check_state, check_tokens
 from zoo.dtypes import accumulator
+from zoo.layers.norms import make_norm
 from zoo.layers.positions import sinusoidal_positions
 from zoo.models.stack import Spec, Stack, freeze_specs
 from zoo.registry import register
@@ -42,6 +43,7 @@ class LanguageModel(nn.Module):
       max_positions: size of the learned table; later positions reuse its last row.
       tie_embeddings: output matrix = embedding matrix transposed.
       embedding_scale: factor on the embeddings; None: sqrt(D), for a table drawn with standard deviation 1 / sqrt(D).
+      embedding_norm: embeddings and position signal go through a norm before the first layer.
       logit_cap: logits z become cap tanh(z / cap); None: they stay.
       dtype: compute dtype; logits are at least float32.
     """
@@ -63,6 +65,7 @@ class LanguageModel(nn.Module):
     max_positions: int = 1024
     tie_embeddings: bool = False
     embedding_scale: float | None = None
+    embedding_norm: bool = False
     logit_cap: float | None = None
     dtype: str = "float32"
 
@@ -114,6 +117,8 @@ class LanguageModel(nn.Module):
         elif self.positions == "learned":
             table = self.param("positions", nn.initializers.normal(1.0), (self.max_positions, self.dim))
             x = x + table[jnp.minimum(position, self.max_positions - 1)].astype(x.dtype)
+        if self.embedding_norm:
+            x = make_norm(self.norm, eps=self.norm_eps, name="embedding_norm")(x)
         stack = self.stack("stack")
         if not stack.causal:
             raise ValueError("a language model needs causal mixers, but the pattern has one that sees the future")

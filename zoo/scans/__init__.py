@@ -11,11 +11,14 @@
       window_difference        ... the states of that, from all states without a window
       clipped_linear_attention, chunk_clipped_linear_attention  ... with a bound on the state's norm
       clip_state               ... the bound itself
+    gated_delta_rule           S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - k_t exp(g_t) S_{t-1})^T: (gated) DeltaNet
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
       softmax_pool             ... over all steps only, block by block
       softmax_prefix_statistics  ... maximum, denominator and numerator of every prefix
       softmax_merge, SoftmaxState  ... partial results and their union
+    stabilized_gates           running maximum for gates that are exponentials: RWKV-4, mLSTM
+      previous_steps           ... the states before every step
     solve_recurrence           state_t = step(state_{t-1}, x_t) for all t at once: Newton, DEER, ELK and their kin
       SolveDiagnostics, NonConvergenceError  ... how it went
       check_structure          ... the declared Jacobian structure against the true one
@@ -42,6 +45,7 @@ from zoo.scans.affine import affine_scan
 from zoo.scans.chunked import linear_attention, linear_attention_step
 from zoo.scans.clipped import chunk_clipped_linear_attention, clip_state, clipped_linear_attention
 from zoo.scans.convolution import fft_convolution
+from zoo.scans.delta_rule import gated_delta_rule
 from zoo.scans.dilated_convolution import choose_dilations, dilated_convolution, receptive_field
 from zoo.scans.flashrnn import cell_counts, flashrnn, register_cell
 from zoo.scans.halting import Halting, adaptive_halting
@@ -58,6 +62,7 @@ from zoo.scans.newton import (
 from zoo.scans.recurrent import gate_kernels, gate_products, matmul, recurrent_scan
 from zoo.scans.selective import selective_scan
 from zoo.scans.softmax import SoftmaxState, softmax_merge, softmax_pool, softmax_prefix_statistics, softmax_scan
+from zoo.scans.stabilizer import previous_steps, stabilized_gates
 from zoo.scans.tree import tree_reduce
 from zoo.scans.windowed import WindowRing, window_difference, windowed_linear_attention
 
@@ -82,6 +87,7 @@ __all__ = [
     "fused_newton",
     "gate_kernels",
     "gate_products",
+    "gated_delta_rule",
     "impulse_factors",
     "impulse_response",
     "krylov",
@@ -92,6 +98,7 @@ __all__ = [
     "lyapunov_exponent",
     "matmul",
     "merge_factors",
+    "previous_steps",
     "receptive_field",
     "recurrent_scan",
     "register_cell",
@@ -101,6 +108,7 @@ __all__ = [
     "softmax_prefix_statistics",
     "softmax_scan",
     "solve_recurrence",
+    "stabilized_gates",
     "tree_reduce",
     "window_difference",
     "windowed_linear_attention",

@@ -104,16 +104,24 @@ def layer_places(model: LanguageModel) -> list[Callable[..., tuple[Place, ...]]]
     return [function(run, index) for run, index in model.stack().places()]
 
 
-def outer_weights(model: LanguageModel, embedding: str, norm: str, *, bias: bool = False) -> list[Weight]:
-    """Embeddings, final norm (with its bias) and, unless tied, the output matrix "lm_head.weight"."""
+def outer_weights(
+    model: LanguageModel,
+    embedding: str,
+    norm: str,
+    *,
+    bias: bool = False,
+    scale: Transform = SAME,
+    output: str = "lm_head.weight",
+) -> list[Weight]:
+    """Embeddings, final norm (its scale by the transform ``scale``, its bias) and, unless tied, the matrix ``output``."""
     found = [
         Weight(embedding, (Place(("embedding",)),)),
-        Weight(f"{norm}.weight", (Place(("stack", "final_norm", "scale")),)),
+        Weight(f"{norm}.weight", (Place(("stack", "final_norm", "scale")),), scale),
     ]
     if bias:
         found.append(Weight(f"{norm}.bias", (Place(("stack", "final_norm", "bias")),)))
     if not model.tie_embeddings:
-        found.append(Weight("lm_head.weight", (Place(("output", "kernel")),), LINEAR))
+        found.append(Weight(output, (Place(("output", "kernel")),), LINEAR))
     return found
 
 

@@ -10,6 +10,7 @@ from zoo.interchange.config import Config
 from zoo.interchange.layouts.base import (
     LINEAR,
     Layout,
+    Place,
     Transform,
     Weight,
     layer_places,
@@ -100,6 +101,20 @@ def _config(model: LanguageModel) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def expert_weights(prefix: str, at: Any, experts: int, keys: Set[str]) -> list[Weight]:
+    """gate_proj, up_proj and down_proj of every expert, or both merged tensors where the file has them."""
+    if f"{prefix}gate_up_proj" in keys:
+        merged = Weight(f"{prefix}gate_up_proj", at("mlp", "gate") + at("mlp", "up"), GATE_UP)
+        return [merged, Weight(f"{prefix}down_proj", at("mlp", "down"), DOWN)]
+    found = []
+    for j in range(experts):
+        for name in ("gate", "up", "down"):
+            (place,) = at("mlp", name)
+            expert = Place(place.path, (*place.index, j))
+            found.append(Weight(f"{prefix}{j}.{name}_proj.weight", (expert,), LINEAR))
+    return found
+
+
 def _weights(model: LanguageModel, keys: Set[str]) -> list[Weight]:
     found = outer_weights(model, "model.embed_tokens.weight", "model.final_layernorm")
     for i, (at, (mixer, mlp)) in enumerate(zip(layer_places(model), model.stack().blocks())):
@@ -115,15 +130,7 @@ def _weights(model: LanguageModel, keys: Set[str]) -> list[Weight]:
             found += swiglu_weights(inner, at)
             continue
         found.append(Weight(f"{inner}router.weight", at("mlp", "router"), LINEAR))
-        if f"{inner}experts.gate_up_proj" in keys:
-            found.append(Weight(f"{inner}experts.gate_up_proj", at("mlp", "gate") + at("mlp", "up"), GATE_UP))
-            found.append(Weight(f"{inner}experts.down_proj", at("mlp", "down"), DOWN))
-            continue
-        for j in range(mlp["experts"]):
-            for name in ("gate", "up", "down"):
-                (place,) = at("mlp", name)
-                expert = type(place)(place.path, (*place.index, j))
-                found.append(Weight(f"{inner}experts.{j}.{name}_proj.weight", (expert,), LINEAR))
+        found += expert_weights(f"{inner}experts.", at, mlp["experts"], keys)
     return found
 
 

@@ -21,8 +21,11 @@ from zoo.interchange.layouts.base import (
 from zoo.models import LanguageModel
 
 
-def rotation(config: Config) -> dict[str, Any]:
-    """Options base, rotary_fraction and rotary_scaling of ``attention`` from rope_parameters or the older fields."""
+def rotation(config: Config, *, fraction: float = 1.0) -> dict[str, Any]:
+    """Options base, rotary_fraction and rotary_scaling of ``attention`` from rope_parameters or the older fields.
+
+    ``fraction`` stands for a missing share of rotated channels.
+    """
     fields = config.value("rope_parameters")
     if fields is None:
         fields = {"rope_theta": config.value("rope_theta", 10_000.0), **(config.value("rope_scaling") or {})}
@@ -32,7 +35,7 @@ def rotation(config: Config) -> dict[str, Any]:
     older = rope.value("type")  # the older name of rope_type
     kind = rope.must("rope_type", *((older,) if older else ()), "default", "linear", "llama3")
     options: dict[str, Any] = {"base": rope.number("rope_theta", 10_000.0), "rotary_scaling": None}
-    options["rotary_fraction"] = rope.number("partial_rotary_factor", config.value("partial_rotary_factor", 1.0))
+    options["rotary_fraction"] = rope.number("partial_rotary_factor", config.value("partial_rotary_factor", fraction))
     if kind in ("linear", "llama3"):
         options["rotary_scaling"] = {"factor": rope.number("factor")}
     if kind == "llama3":
@@ -52,13 +55,13 @@ def rope_fields(mixer: Any) -> dict[str, Any]:
     return {"rope_theta": mixer.base, "rope_type": kind, **scaling, **partial}
 
 
-def attention_weights(prefix: str, at: Any, use_bias: bool) -> list[Weight]:
-    """q_proj, k_proj, v_proj and o_proj of one attention layer."""
+def attention_weights(prefix: str, at: Any, use_bias: bool, output_bias: bool | None = None) -> list[Weight]:
+    """q_proj, k_proj, v_proj and o_proj of one attention layer; ``output_bias`` None: as ``use_bias``."""
     found = []
     for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "output")):
         how = HEADS_IN if theirs == "o" else HEADS_OUT
         found.append(Weight(f"{prefix}{theirs}_proj.weight", at("mixer", ours), how))
-        if use_bias:
+        if output_bias if theirs == "o" and output_bias is not None else use_bias:
             places = at("mixer", f"{ours}_bias")
             found.append(Weight(f"{prefix}{theirs}_proj.bias", places, SAME if theirs == "o" else FLAT))
     return found
