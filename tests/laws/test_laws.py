@@ -17,9 +17,9 @@ def subject(label: str) -> Subject:
     return Subject(zoo.create(name, **options), lambda *a: oracle_of(name)(*a), cut)
 
 
-# How a mixer composes and scales does not hang on its options: beyond a mixer's first variant this is for `make test-all`,
-# and so are gradients across a cut and pieces of one token.
-ONCE_PER_MIXER = ("compose", "long", "cut")
+# Beyond a mixer's first variant `make test` asks what its options change: the oracle with its gradients, a cut, a reset,
+# causality and the description. The rest hardly hangs on options and is for `make test-all`, as are gradients across a cut.
+ONCE_PER_MIXER = ("compose", "long", "cut", "batch", "precision", "errors")
 FIRST = {name: label for label, (name, _) in reversed(SUBJECTS.items())}
 
 
