@@ -18,17 +18,24 @@ def subject(label: str) -> Subject:
 
 
 # Beyond a mixer's first variant `make test` asks what its options change: the oracle with its gradients, a cut, a reset,
-# causality and the description. The rest hardly hangs on options and is for `make test-all`, as are gradients across a cut.
-ONCE_PER_MIXER = ("compose", "long", "cut", "batch", "precision", "errors")
+# causality and the description. The rest hardly hangs on options and is for `make test-all`.
+ONCE_PER_MIXER = ("batch", "precision", "errors")
+# The dearest laws to compile, in `make test` for one mixer of each kind of state and form, in `make test-all` for every
+# variant: pieces of one token and gradients across a cut; jit, vmap, remat, pmap and scans over layers; long sequences.
+DEAR = ("compose", "long", "cut")
+EXAMPLES = ("attention", "bidirectional", "gated_deltanet", "lssl", "lstm", "mamba", "mamba2", "mega", "s4", "s5",
+            "universal_transformer")  # fmt: skip
 FIRST = {name: label for label, (name, _) in reversed(SUBJECTS.items())}
 
 
 def cases():
     """Subject-major order, and one xdist group per subject: its compiled functions are shared by all laws."""
     for label, (name, _) in SUBJECTS.items():
-        for law in LAWS if FIRST[name] == label else ("one_cut", *LAWS):
+        first = FIRST[name] == label
+        whole = first and name in EXAMPLES
+        for law in LAWS if whole else ("one_cut", *LAWS):
             marks = [pytest.mark.xdist_group(label)]
-            if law in ONCE_PER_MIXER and FIRST[name] != label:
+            if (law in ONCE_PER_MIXER and not first) or (law in DEAR and not whole):
                 marks.append(pytest.mark.slow)
             yield pytest.param(label, law, marks=marks, id=f"{label}-{law}")
 

@@ -38,6 +38,7 @@ def test_A_and_dt_are_trained_at_their_own_rates():
     assert set(round(rate, 6) for rate in fixed.values()) == {config.training.learning_rate}
 
 
+@pytest.mark.slow
 def test_the_regression_problem_measures_in_the_units_of_the_file(tmp_path):
     folder = stand_ins.regression_series(tmp_path, train=6, test=5, steps=9)
     config = dataclasses.replace(lssl.SMOKE, problem="regression", series=folder, evaluation_chunk=2, arms=("lssl",))

@@ -23,9 +23,10 @@ def test_mixers_and_feed_forward_layers_follow_patterns_of_different_lengths():
         layer = jax.tree.map(lambda leaf, i=index: leaf[i], params[name])
         assert ("nu_log" in layer["mixer"]) == (mixer == "lru")
         assert ("router" in layer["mlp"]) == (mlp != "gelu")
-    y, state = jax.jit(stack.apply)({"params": {"layers": params, "final_norm": {"scale": jnp.ones(8)}}}, X)
-    first, carried = stack.apply({"params": {"layers": params, "final_norm": {"scale": jnp.ones(8)}}}, X[:, :2])
-    rest, last = stack.apply({"params": {"layers": params, "final_norm": {"scale": jnp.ones(8)}}}, X[:, 2:], carried)
+    variables, call = {"params": {"layers": params, "final_norm": {"scale": jnp.ones(8)}}}, jax.jit(stack.apply)
+    y, state = call(variables, X)
+    first, carried = call(variables, X[:, :2])
+    rest, last = call(variables, X[:, 2:], carried)
     np.testing.assert_allclose(jnp.concatenate([first, rest], axis=1), y, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), last, state)
 

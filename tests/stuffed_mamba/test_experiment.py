@@ -103,6 +103,7 @@ def test_prompts_in_segments_are_answered_as_in_one_call():
     assert greedy_answers(model, params, prompts, segment=4, new_tokens=3, keep=4) == np.asarray(last).tolist()
 
 
+@pytest.mark.slow
 def test_passkeys_are_asked_with_a_tokenizer_file(tmp_path):
     """An untrained model finds none; every cell of the heat map is there."""
     tokenizers = pytest.importorskip("tokenizers")
