@@ -255,7 +255,9 @@ def watch(model: Any, params: Any, toy: Toy) -> Watched:
     streamed = jax.jit(lambda p, t: sc.stream(model, p, t, every=toy.every)[:2])(
         params, jnp.pad(tokens, ((0, 0), (0, 1)))
     )
-    states, positions = np.asarray(streamed[1]), toy.every * np.arange(1, length // toy.every + 1)  # [K, L, B, H, N, P]
+    # The last look comes right after key and query, which no other look has read: it would pass for an explosion.
+    states = np.asarray(streamed[1])[:-1]  # [K, L, B, H, N, P]
+    positions = toy.every * np.arange(1, len(states) + 1)
     variance = np.asarray(sc.state_statistics(states).variance)
     heads = np.asarray(sc.exploding_heads(variance.mean(axis=2), positions, toy.train_length))
     channels = np.asarray(sc.exploding_channels(states, positions, toy.train_length))
