@@ -39,7 +39,7 @@ def mean_verdict(verdicts: list[dict]) -> dict:
             raise ValueError(
                 f"the recorded seeds of {verdicts[0]['experiment']} differ in their checks; run them again"
             )
-        values = [float("nan") if c["value"] is None else c["value"] for c in checks]
+        values = [float("nan") if c["value"] is None else float(c["value"]) for c in checks]  # NaN is written as a word
         value = statistics.fmean(values)
         check = Check(first["name"], "mean", first["op"], first["threshold"])
         rows.append({**check.verdict({"mean": value}), "values": values})

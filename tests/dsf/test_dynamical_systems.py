@@ -121,6 +121,13 @@ def test_ssd_is_attention_with_a_fitting_normaliser():
     assert system.normalizer is not None
 
 
+def test_the_normaliser_that_makes_attention_ssd_may_grow_beyond_float32():
+    params, u, system = attention_as_ssd(jax.random.key(0), 160, 4, 3)
+    delta = jax.nn.softplus(u @ params["dt"] + params["dt_bias"])
+    assert np.max(np.sum(np.exp(params["A_log"]) * np.asarray(delta), axis=0)) > np.log(np.finfo(np.float32).max)
+    assert check_equivalence(native("ssd", params, u), system, u).max_error < 1e-4
+
+
 def test_ssd_without_decay_and_with_unit_steps_is_attention_without_a_normaliser():
     params = made("ssd")
     inverse_softplus_of_one = jnp.log(jnp.expm1(jnp.ones(1)))
