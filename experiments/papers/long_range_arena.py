@@ -287,8 +287,9 @@ register(
         notes=(
             "Quick, seed 0: S5 0.395, the Transformer with sinusoidal positions 0.374, the one with rotary positions "
             "0.431; the first operator alone gives 0.205. So S5 is above the Transformer of the benchmark's tables, "
-            "which is checked against, and below the rotary one, which is not. The paper preset has the sizes and rates of S5's own runs with batch "
-            "normalisation, but batches of 48 instead of 50 where they should "
+            "which is checked against, and below the rotary one, which is not. "
+            "The paper preset has the sizes and rates of S5's own runs with batch normalisation, but "
+            "batches of 48 instead of 50 where they should "
             "divide over 16 devices, and Lecun-normal C where S5 draws a truncated normal (retrieval, "
             "Pathfinder); its accuracies have not been tried."
         ),
