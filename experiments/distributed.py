@@ -105,8 +105,11 @@ class Lifeline:
 
 
 def _exit(message: str) -> None:
-    sys.stderr.write(f"{message}; start all processes again with --resume\n")
     sys.stderr.flush()
+    line = f"{message}; start all processes again with --resume\n"
+    os.write(
+        sys.stderr.fileno(), line.encode()
+    )  # in one piece: JAX's own threads may be writing, and ending this process
     os._exit(1)
 
 

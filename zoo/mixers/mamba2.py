@@ -21,8 +21,8 @@ Options that change the recurrence of a trained model, with the same parameters,
 
     retention_scale, insertion_scale   exp(delta_t A) times s_a, B_t times s_B: forgets more, remembers less
     max_norm                           the state of a head is scaled down to this Frobenius norm after every step
-    max_chunk_norm                     ... at the ends of chunks only: faster, and not the same; see ``zoo.scans.clipped``
-    window                             the state is that of the last r tokens, exactly: ``zoo.scans.windowed``
+    max_chunk_norm                     ... at ends of chunks only: faster, not the same; see ``zoo.scans.chunked.clipped``
+    window                             the state is that of the last r tokens, exactly: ``zoo.scans.chunked.windowed``
     dt_scale                           delta_t times a factor: a baseline, of the kind of MambaExtend (Azizi et al. 2025)
                                        and LongMamba (Ye et al. 2025)
 

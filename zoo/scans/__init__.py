@@ -42,10 +42,18 @@ All of them accumulate in at least float32 and can be differentiated any number 
 
 from zoo.scans._auto import compiling_for
 from zoo.scans.affine import affine_scan
-from zoo.scans.chunked import linear_attention, linear_attention_step
-from zoo.scans.clipped import chunk_clipped_linear_attention, clip_state, clipped_linear_attention
+from zoo.scans.chunked import (
+    WindowRing,
+    chunk_clipped_linear_attention,
+    clip_state,
+    clipped_linear_attention,
+    gated_delta_rule,
+    linear_attention,
+    linear_attention_step,
+    window_difference,
+    windowed_linear_attention,
+)
 from zoo.scans.convolution import fft_convolution
-from zoo.scans.delta_rule import gated_delta_rule
 from zoo.scans.dilated_convolution import choose_dilations, dilated_convolution, receptive_field
 from zoo.scans.flashrnn import cell_counts, flashrnn, register_cell
 from zoo.scans.halting import Halting, adaptive_halting
@@ -64,7 +72,6 @@ from zoo.scans.selective import selective_scan
 from zoo.scans.softmax import SoftmaxState, softmax_merge, softmax_pool, softmax_prefix_statistics, softmax_scan
 from zoo.scans.stabilizer import previous_steps, stabilized_gates
 from zoo.scans.tree import tree_reduce
-from zoo.scans.windowed import WindowRing, window_difference, windowed_linear_attention
 
 __all__ = [
     "Halting",

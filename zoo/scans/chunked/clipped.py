@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from zoo.checks import check_positive
 from zoo.dtypes import accumulator
-from zoo.scans.chunked import _bounded, _check, linear_attention
+from zoo.scans.chunked.decay import _bounded, _check, linear_attention
 
 
 def clip_state(state: Float[Array, "*B K V"], max_norm: float) -> Float[Array, "*B K V"]:

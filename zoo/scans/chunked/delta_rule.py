@@ -40,7 +40,7 @@ from jaxtyping import Array, Float
 
 from zoo.checks import check_choice, check_floating
 from zoo.dtypes import accumulator
-from zoo.scans.chunked import _bounded, _check, _matmul, _spread, _sums_between
+from zoo.scans.chunked.decay import _bounded, _check, _matmul, _spread, _sums_between
 
 METHODS = ("auto", "sequential", "chunked")
 _CHUNK = 64

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.checks import check_choice, check_positive
 from zoo.dtypes import accumulator
-from zoo.scans.chunked import _bounded, _check, _sums_between, linear_attention
+from zoo.scans.chunked.decay import _bounded, _check, _sums_between, linear_attention
 
 METHODS = ("auto", "sequential", "banded", "blocks")
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)

@@ -1,0 +1,29 @@
+"""Recurrences whose state is a matrix, or the weights of a memory: chunkwise-parallel functions, one family.
+
+Each has a step form, a sequential form that is its meaning, and a form in chunks of C steps that is matrix products inside a
+chunk and a short recurrence between chunks. State in and out, at least float32 inside, derivatives with respect to every
+input and the initial state, with a cotangent on the last state too. Padding steps and documents are the caller's, by the
+gates: a step whose write strength is 0 and whose log decay is 0 changes nothing.
+
+    decay        linear_attention: no decay, one per head, one per key channel
+    windowed     ... over the last r steps only
+    clipped      ... with a bound on the norm of the state
+    delta_rule   gated_delta_rule: writes what its prediction lacks
+"""
+
+from zoo.scans.chunked.clipped import chunk_clipped_linear_attention, clip_state, clipped_linear_attention
+from zoo.scans.chunked.decay import linear_attention, linear_attention_step
+from zoo.scans.chunked.delta_rule import gated_delta_rule
+from zoo.scans.chunked.windowed import WindowRing, window_difference, windowed_linear_attention
+
+__all__ = [
+    "WindowRing",
+    "chunk_clipped_linear_attention",
+    "clip_state",
+    "clipped_linear_attention",
+    "gated_delta_rule",
+    "linear_attention",
+    "linear_attention_step",
+    "window_difference",
+    "windowed_linear_attention",
+]
