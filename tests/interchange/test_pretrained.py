@@ -50,6 +50,20 @@ def test_export_then_import_is_the_identity(name):
     assert import_weights(again_fields, again)[0] == model
 
 
+@pytest.mark.parametrize(("layout", "mixer"), [("mamba", "mamba"), ("llama", {"name": "attention", "window": 32})])
+def test_widths_that_are_left_to_the_model_are_written_out(layout, mixer):
+    """dt_rank and kv_heads = None: computed from the width, and so expressible."""
+    model = zoo.LanguageModel(
+        vocab_size=11, dim=16, pattern=(mixer,), depth=1, norm="rms", embedding_scale=1.0, tie_embeddings=True,
+        mlp="none" if layout == "mamba" else "swiglu", norm_eps=1e-5, mlp_dim=None if layout == "mamba" else 24,
+    )  # fmt: skip
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    params = jax.tree.map(lambda p: np.ones(p.shape, p.dtype), params)
+    again, _ = import_weights(*export_weights(model, params, layout=layout))
+    mixer = again.stack().blocks()[0][0]
+    assert mixer["dt_rank" if layout == "mamba" else "kv_heads"] is not None
+
+
 @pytest.mark.parametrize(("kind", "layout"), [("mamba", "mamba_ssm"), ("mamba2", "mamba2_ssm")])
 def test_the_original_layout_holds_the_same_model(kind, layout, tmp_path):
     fields, arrays = made(kind)

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
 from zoo.checks import check_choice
@@ -33,6 +34,7 @@ from zoo.models import LanguageModel
 from zoo.models.stack import make_mixer
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+_WIDTHS = ("dt_rank", "head_dim", "kv_heads", "key_heads", "key_dim", "value_dim", "inner_dim", "hidden_dim")
 LISTED = 8  # keys of one kind that an error lists
 
 
@@ -313,16 +315,26 @@ def _(value: Any) -> Any:
 def _check_expressed(layout: str, model: LanguageModel, again: LanguageModel) -> None:
     """ValueError that names what the layout's configuration cannot say about ``model``."""
     # A depth of a pattern can be written in several ways; the layers are what counts.
-    pairs = [[_resolved(model, *block) for block in m.stack().blocks()] for m in (model, again)]
+    given, read = ([_resolved(model, *block) for block in m.stack().blocks()] for m in (model, again))
+    if len(given) == len(read):
+        given = [(_with_widths(mixer, other), mlp) for (mixer, mlp), (other, _) in zip(given, read)]
     fields = {f for f in type(model).__dataclass_fields__ if f not in ("parent", "name", "pattern", "mlp", "depth")}
     differ = [f for f in sorted(fields) if _comparable(getattr(model, f)) != _comparable(getattr(again, f))]
-    if pairs[0] != pairs[1]:
+    if given != read:
         differ.append("pattern or mlp")
     if differ:
         raise ValueError(
             f"layout {layout!r} cannot express this model: "
             + ", ".join(f"{f}={getattr(model, f, None)!r}" if f != "pattern or mlp" else f for f in differ)
         )
+
+
+def _with_widths(mixer: nn.Module, other: nn.Module) -> nn.Module:
+    """``mixer`` with the widths that it computes from others (its None) written out, as ``other`` has them."""
+    if type(mixer) is not type(other):
+        return mixer
+    unset = [f for f in _WIDTHS if getattr(mixer, f, 0) is None]
+    return mixer.clone(**{f: getattr(other, f) for f in unset})
 
 
 def _resolved(model: LanguageModel, mixer: Any, mlp: Any) -> tuple[Any, Any]:
