@@ -11,6 +11,7 @@ Mamba a Python loop over time, for Mamba-2 chunks of 256. Runs alternate; median
 import argparse
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,10 +58,16 @@ def measure(
         for size in sizes:
             for kind in MIXERS:
                 model, params, theirs = made(kind, size, Path(place))
+                rows.append(_decoding(kind, size, model, params, theirs, repeats))
                 for length in lengths:
                     rows += _lengths(kind, size, model, params, theirs, length, repeats)
-                rows.append(_decoding(kind, size, model, params, theirs, repeats))
     return rows
+
+
+def _told(result: dict) -> dict:
+    """Prints a row at once: the long ones take minutes."""
+    print({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in result.items()}, file=sys.stderr, flush=True)
+    return result
 
 
 def _lengths(kind, size, model, params, theirs, length, repeats) -> list[dict]:
@@ -76,7 +83,7 @@ def _lengths(kind, size, model, params, theirs, length, repeats) -> list[dict]:
 
     rows = []
     a, b = alternate(lambda: forward(params, tokens), theirs_forward, repeats)
-    rows.append(row(f"{kind} forward", shape, "transformers, torch", a, b))
+    rows.append(_told(row(f"{kind} forward", shape, "transformers, torch", a, b)))
     if length > LONGEST_STEP[kind, size]:
         return rows
     step = jax.jit(jax.value_and_grad(lambda p, t: cross_entropy(model.apply(p, t[:, :-1])[0], t[:, 1:])))
@@ -88,7 +95,7 @@ def _lengths(kind, size, model, params, theirs, length, repeats) -> list[dict]:
         return np.float32(loss.detach())
 
     a, b = alternate(lambda: step(params, tokens), theirs_step, repeats)
-    rows.append(row(f"{kind} forward+backward", shape, "transformers, torch", a, b))
+    rows.append(_told(row(f"{kind} forward+backward", shape, "transformers, torch", a, b)))
     return rows
 
 
@@ -109,8 +116,8 @@ def _decoding(kind, size, model, params, theirs, repeats) -> dict:
         ).tokens
 
     a, b = alternate(ours, theirs_generate, repeats)
-    return row(
-        f"{kind} decoding", f"{size} B=1 N={DECODED}", "transformers, torch", a, b, tokens_per_second=DECODED / a
+    return _told(
+        row(f"{kind} decoding", f"{size} B=1 N={DECODED}", "transformers, torch", a, b, tokens_per_second=DECODED / a)
     )
 
 
@@ -129,8 +136,8 @@ def growth(
         )
         first, last = measured[0].step_seconds, measured[-1].step_seconds
         rows.append(
-            row(f"{name} growth", f"D={dim} B=1 T={lengths[0]}..{lengths[-1]}", f"T={lengths[0]}", last, first,
-                time_exponent=time_slope, memory_exponent=memory_slope)
+            _told(row(f"{name} growth", f"D={dim} B=1 T={lengths[0]}..{lengths[-1]}", f"T={lengths[0]}", last, first,
+                time_exponent=time_slope, memory_exponent=memory_slope))
         )  # fmt: skip
     return rows
 
@@ -143,11 +150,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--growth", nargs="*", metavar="MIXER", help="instead: growth in T of these mixers")
     arguments = parser.parse_args()
-    rows = (
-        growth(arguments.growth) if arguments.growth else measure(arguments.sizes, arguments.lengths, arguments.repeats)
-    )
-    for r in rows:
-        print({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in r.items()}, flush=True)
+    if arguments.growth:
+        growth(arguments.growth)
+    else:
+        measure(arguments.sizes, arguments.lengths, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from zoo.tasks.algorithmic import Algorithmic
 from zoo.tasks.associative_recall import AssociativeRecall, HopRecall, PairRecall
 from zoo.tasks.babi import Babi
 from zoo.tasks.base import Batch, HostTask, Task
+from zoo.tasks.battery import Battery
 from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
 from zoo.tasks.cifar import SequentialCifar
+from zoo.tasks.counting import Counting
 from zoo.tasks.digits import Digits, IdxDigits
 from zoo.tasks.document_streams import DocumentStreams, long_documents
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
@@ -41,7 +43,9 @@ __all__ = [
     "AssociativeRecall",
     "Babi",
     "Batch",
+    "Battery",
     "ChainRoot",
+    "Counting",
     "CopyMemory",
     "DelayedRecall",
     "Digits",

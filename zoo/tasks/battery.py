@@ -1,0 +1,47 @@
+"""Several problems at once: one example of each, padded to one length."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from zoo.tasks.base import Batch, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Battery(Task):
+    """An example of each of P problems on axis 0, right-padded to the longest of them.
+
+    Every problem reads tokens [T] and says a token at the steps of its mask (None: at all of them). Batch: ``inputs`` and
+    ``targets`` int32 [P, T], ``mask`` bool [P, T], False on the padding, whose tokens are 0.
+
+    Attributes:
+      problems: tasks of tokens, without files.
+    """
+
+    problems: tuple[Task, ...]
+
+    def __post_init__(self):
+        if not self.problems:
+            raise ValueError("problems is empty; name at least one")
+
+    def data(self) -> Any:
+        return tuple(problem.data() for problem in self.problems)
+
+    def example(self, key: Key[Array, ""], data: Any = None) -> Batch:
+        data = self.data() if data is None else data
+        keys = jax.random.split(key, len(self.problems))
+        examples = [problem.example(k, d) for problem, k, d in zip(self.problems, keys, data)]
+        time = max(len(e.inputs) for e in examples)
+
+        def padded(array):
+            return jnp.pad(array, (0, time - len(array)))
+
+        whole = [jnp.ones(len(e.inputs), bool) if e.mask is None else e.mask for e in examples]
+        return Batch(
+            jnp.stack([padded(e.inputs.astype(jnp.int32)) for e in examples]),
+            jnp.stack([padded(e.targets.astype(jnp.int32)) for e in examples]),
+            jnp.stack([padded(m) for m in whole]),
+        )
