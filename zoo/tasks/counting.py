@@ -15,7 +15,7 @@ class Counting(Task):
     """Random symbols; at every step the number of times that its symbol has come by now, at most ``most``.
 
     One counter for each symbol, in the manner of the counter languages of Weiss, Goldberg and Yahav (2018), On the Practical
-    Computational Power of Finite Precision RNNs. Exact counts have to be kept, and no symbol's count may leak into another's.
+    Computational Power of Finite Precision RNNs. Exact counts have to be kept, and none may leak into another symbol's.
 
     Tokens: 0 .. ``symbols`` - 1 are read, 0 .. ``most`` are said (0 never). Batch: ``inputs`` and ``targets`` int32 [time];
     ``mask`` is True from the second occurrence of a symbol on: the first is known without counting.
