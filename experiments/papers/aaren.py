@@ -552,6 +552,7 @@ register(
         "constant size and linear instead of quadratic cumulative time when streamed.",
         presets={
             "smoke": Config(
+                settings=("forecasting",),
                 forecasting=Forecasting(**_small),
                 classification=Classification(**_small),
                 events=EventForecasting(**_small, length=6, components=2),

@@ -23,8 +23,7 @@ ONCE_PER_MIXER = ("batch", "precision", "errors")
 # The dearest laws to compile, in `make test` for one mixer of each kind of state and form, in `make test-all` for every
 # variant: pieces of one token and gradients across a cut; jit, vmap, remat, pmap and scans over layers; long sequences.
 DEAR = ("compose", "long", "cut")
-EXAMPLES = ("attention", "bidirectional", "gated_deltanet", "lssl", "lstm", "mamba", "mamba2", "mega", "s4", "s5",
-            "universal_transformer")  # fmt: skip
+EXAMPLES = ("attention", "bidirectional", "gated_deltanet", "lstm", "mamba2", "s5")
 FIRST = {name: label for label, (name, _) in reversed(SUBJECTS.items())}
 
 

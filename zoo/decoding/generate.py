@@ -129,7 +129,7 @@ def _generate(model, method, count, params, tokens, reset, state, keys, how, sto
     def step(carry):
         n, logits, state, out, log_probs, lengths, ended = carry
         token = sample(jax.vmap(jax.random.fold_in, (0, None))(keys, n), logits, how)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)[:, 0]
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
         out = out.at[:, n].set(jnp.where(ended, pad, token))
         log_probs = log_probs.at[:, n].set(jnp.where(ended, 0.0, chosen))
         lengths = lengths + ~ended

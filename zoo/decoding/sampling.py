@@ -42,10 +42,16 @@ def sample(keys: Key[Array, " B"], logits: Float[Array, "B V"], how: Sampling = 
       logits: unnormalised log-probabilities.
       how: temperature and filters; its values may be traced.
     """
-    greedy = how.temperature == 0
-    scaled = logits / jnp.where(greedy, 1.0, how.temperature)
-    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(_allowed(scaled, how), scaled, -jnp.inf))
-    return jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn)
+
+    def likeliest():
+        return jnp.argmax(logits, axis=-1)
+
+    def drawn():
+        scaled = logits / how.temperature
+        return jax.vmap(jax.random.categorical)(keys, jnp.where(_allowed(scaled, how), scaled, -jnp.inf))
+
+    # A branch, not a choice of two results: random numbers for a large vocabulary cost as much as a small model's step.
+    return jax.lax.cond(jnp.asarray(how.temperature == 0), likeliest, drawn)
 
 
 def _allowed(scaled, how):
