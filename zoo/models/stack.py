@@ -256,7 +256,21 @@ class Stack(nn.Module):
     @property
     def causal(self) -> bool:
         """Whether every mixer is causal."""
-        return all(make_mixer(spec, self.dim, self.dtype).causal for spec in set(self.layers()))
+        return all(mixer.causal for mixer in self._kinds())
+
+    @property
+    def prefix_length(self) -> int:
+        """How many first tokens of a document may see each other, though all that comes after them is causal and there is
+        a state; 0 where there are no mixers of this kind (``zoo.mixers``)."""
+        return max(getattr(mixer, "prefix_length", 0) for mixer in self._kinds())
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether every mixer keeps a state: is causal, at least after a prefix."""
+        return all(mixer.causal or getattr(mixer, "prefix_length", 0) for mixer in self._kinds())
+
+    def _kinds(self) -> list[Any]:
+        return [make_mixer(spec, self.dim, self.dtype) for spec in set(self.layers())]
 
     @nn.compact
     def __call__(
