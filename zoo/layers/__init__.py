@@ -27,7 +27,7 @@ from zoo.layers.linear_attention import (
     taylor_features,
     taylor_weights,
 )
-from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
+from zoo.layers.losses import accuracy, cross_entropy, masked_mean, prefix_lm_loss, z_loss
 from zoo.layers.mlp import MLP, make_mlp
 from zoo.layers.moe import MixtureOfExperts, mixture_of_experts
 from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
@@ -78,6 +78,7 @@ __all__ = [
     "mixture_of_experts",
     "nonlinearity",
     "normalized",
+    "prefix_lm_loss",
     "project_heads",
     "retention_decays",
     "ring_of_last",

@@ -74,14 +74,14 @@ def retention_decays(heads: int, start: float = -5.0) -> Float[Array, " H"]:
 
 def append_normalizer(
     v: Float[Array, "B T H V"], memory: Float[Array, "B H K V"], key_sum: Float[Array, "B H K"]
-) -> tuple[Float[Array, "B T H V+1"], Float[Array, "B H K V+1"]]:
-    """Values and memory with one more channel, of which the values are 1: it sums the weights."""
+) -> tuple[Float[Array, "B T H W"], Float[Array, "B H K W"]]:
+    """Values and memory with one more channel, W = V + 1, of which the values are 1: it sums the weights."""
     values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     return values, jnp.concatenate([memory, key_sum[..., None]], axis=-1)
 
 
-def normalized(y: Float[Array, "B T H V+1"], eps: float = 0.0) -> Float[Array, "B T H V"]:
-    """The channels of ``append_normalizer`` over the last of them, the sum of the weights, plus ``eps``."""
+def normalized(y: Float[Array, "B T H W"], eps: float = 0.0) -> Float[Array, "B T H V"]:
+    """All channels of ``append_normalizer`` but the last, over the last: the sum of the weights, plus ``eps``."""
     return y[..., :-1] / (y[..., -1:] + eps)
 
 

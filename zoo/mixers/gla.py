@@ -91,9 +91,9 @@ def gla(
 @register(
     "gla",
     variants={
-        "default": {"heads": 2, "gate_rank": 3},
+        "default": {"heads": 2, "key_expansion": 1.0, "gate_rank": 3},
         "no_output_gate": {
-            "heads": 2, "key_expansion": 1.0, "value_expansion": 0.5, "gate_rank": 2, "gate_divisor": 1.0,
+            "heads": 1, "key_expansion": 0.5, "value_expansion": 0.5, "gate_rank": 2, "gate_divisor": 1.0,
             "gate_min": -0.5, "output_gate": False,
         },
     },

@@ -99,19 +99,20 @@ class SetDisjointness(Task):
             # Example i of the pool is made again from i alone: nothing is stored.
             place = jax.random.randint(key, (), 0, self.pool)
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), which), place)
-        made = [lambda key, a=first, b=second: self._row(key, a, b) for first, second in self.sizes]
-        row, answer = jax.lax.switch(which, made, key)
+        order, place, chosen = jax.random.split(key, 3)
+        first, second = jnp.asarray(self.sizes)[which]
+        # The first |A| and the last |B| of a random order lie in disjoint random halves.
+        elements = SPECIALS + jax.random.permutation(order, self.vocab_size - SPECIALS).astype(jnp.int32)
+        answer = elements[jax.random.randint(chosen, (), 0, first)]
+        count = self.time // self.repeats
+        index = jnp.arange(count) - (count - first - second - 3)
+        within = index - first - 2  # place in B
+        row = jnp.select(
+            [index < 0, index == 0, index <= first, index == first + 1, within < second],
+            [0, BEGIN, elements[index - 1], BETWEEN, elements[within - second]],
+            ASK,
+        )
+        row = jnp.where(within == jax.random.randint(place, (), 0, second), answer, row)
         inputs = jnp.tile(row, self.repeats)
         last = jnp.arange(self.time) == self.time - 1
         return Batch(inputs, jnp.where(last, answer, 0), last, extra=which)
-
-    def _row(self, key, first, second):
-        order, place, chosen = jax.random.split(key, 3)
-        elements = SPECIALS + jax.random.permutation(order, self.vocab_size - SPECIALS).astype(jnp.int32)
-        # The first |A| and the last |B| of a random order lie in disjoint random halves. |A| may be up to V / 2, a little
-        # more than a half of the elements, and |B| then fits the rest.
-        a, b = elements[:first], elements[self.vocab_size - SPECIALS - second :]
-        answer = a[jax.random.randint(chosen, (), 0, first)]
-        b = b.at[jax.random.randint(place, (), 0, second)].set(answer)
-        row = two_sets(a, b)
-        return jnp.pad(row, (self.time // self.repeats - len(row), 0)), answer

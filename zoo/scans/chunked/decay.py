@@ -54,8 +54,8 @@ _LEAF = (
 
 
 def linear_attention(
-    q: Float[Array, "B T G K"],
-    k: Float[Array, "B T G K"],
+    q: Float[Array, "B T G F"],
+    k: Float[Array, "B T G F"],
     v: Float[Array, "B T H V"],
     log_decay: Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
     initial: Float[Array, "B H K V"] | None = None,
@@ -67,7 +67,7 @@ def linear_attention(
     """Runs ``S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T`` and reads ``y_t = q_t S_t``, along axis 1.
 
     Args:
-      q: [B, T, G, K], T >= 1; no scale is applied. With ``feature_map`` [B, T, G, F].
+      q: [B, T, G, F], T >= 1; no scale is applied. F = K without ``feature_map``.
       k: as q.
       v: [B, T, H, V], H a multiple of G.
       log_decay: [B, T, H], one number per head, or [B, T, H, K], one per key channel; <= 0, -inf allowed; None: no decay.
@@ -126,8 +126,8 @@ def linear_attention(
 
 
 def linear_attention_step(
-    q: Float[Array, "B G K"],
-    k: Float[Array, "B G K"],
+    q: Float[Array, "B G F"],
+    k: Float[Array, "B G F"],
     v: Float[Array, "B H V"],
     log_decay: Float[Array, "B H"] | Float[Array, "B H K"] | None,
     state: Float[Array, "B H K V"],
