@@ -14,7 +14,7 @@ attention), based_decay, mamba, attention. Ablations: ``sets.prefix_length`` (No
 
 ``task=lm`` (preset paper) trains the paper's language models on a file of tokens, with a next-token loss on the second half
 of every window and a masked-token loss on the first (``lm.mlm``, ``lm.mlm_weight``, ``lm.normalise``), and asks them the
-recall tasks whose files are given, once and twice. ``--set=lm.size=1.3b`` is the larger size; further ablations: ``lm.shared``,
+recall tasks whose files are given, once and twice. ``--set=lm.size=1.3b`` is the larger size; ablations: ``lm.shared``,
 ``lm.prefix_length``, ``lm.decay``, ``lm.feature_dim``.
 """
 
