@@ -526,7 +526,8 @@ register(
         presets={
             "smoke": Config(
                 sets=Sets(
-                    vocab_size=16, sizes=((2, 4), (4, 2)), dim=8, depth=1, feature_dim=2, test_size=8,
+                    vocab_size=16, sizes=((2, 4), (4, 2)), dim=8, depth=1, feature_dim=2, arms=("based", "prefix"),
+                    test_size=8,
                     training=dataclasses.replace(QUICK, steps=4, batch_size=4, steps_per_call=2),
                 )
             ),

@@ -20,6 +20,7 @@ from flax import serialization
 
 import zoo
 from zoo.models import Block, Stack
+from zoo.models.stack import keeps_state
 
 BATCH, TIME, CUT, DIM = 3, 12, 5, 8
 EPS32 = float(np.finfo(np.float32).eps)
@@ -55,7 +56,7 @@ class Subject:
 
     @property
     def keeps_state(self) -> bool:
-        return self.causal or self.prefix > 0
+        return keeps_state(self.module)
 
     @functools.cached_property
     def initial(self) -> Any:
