@@ -514,6 +514,12 @@ def stand_in(config: Config, folder: pathlib.Path) -> Config:
 NOTES = """\
 Rows of all sizes are padded in front to the longest, and a row's sizes are drawn at random, where the paper's generator
 makes batches of one size.
+
+Accuracy on seeds 0, 1, 2: based 0.71, 0.71, 0.74; prefix 0.98, 0.99, 0.98; based_twice 0.82, 0.76, 0.78. The paper's effect
+of the order, that a causal model does better with the smaller set first, does not show at this size: short first minus long
+first is -0.03, -0.04, -0.06 for based and less than 0.01 either way for prefix. It is measured (order/...) and not judged.
+
+The warm-up of the language models' rate begins at 0, the paper's at 1e-6.
 """
 
 register(
