@@ -54,12 +54,17 @@ def check_sequence(x: Any, dim: int, reset: Any = None) -> None:
 
 def check_reset(reset: Any, shape: tuple[int, ...]) -> None:
     """Checks that ``reset`` is None or a bool array of ``shape`` [B, T]."""
-    if reset is None:
+    check_flags("reset", reset, shape)
+
+
+def check_flags(argument: str, flags: Any, shape: tuple[int, ...]) -> None:
+    """Checks that ``flags`` is None or a bool array of ``shape``, that of x but for its last axis."""
+    if flags is None:
         return
-    if getattr(reset, "dtype", None) != jnp.bool_:
-        raise TypeError(f"reset must be a bool array, got {getattr(reset, 'dtype', type(reset).__name__)}")
-    if tuple(reset.shape) != tuple(shape):
-        raise ValueError(f"reset must have shape {list(shape)} like x, got {list(reset.shape)}")
+    if getattr(flags, "dtype", None) != jnp.bool_:
+        raise TypeError(f"{argument} must be a bool array, got {getattr(flags, 'dtype', type(flags).__name__)}")
+    if tuple(flags.shape) != tuple(shape):
+        raise ValueError(f"{argument} must have shape {list(shape)} like x, got {list(flags.shape)}")
 
 
 def check_tokens(argument: str, tokens: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from zoo.analysis.counting import count_parameters, flops, memory, state_bytes
 from zoo.analysis.streaming import step_flops, stream_seconds
 from zoo.checks import check_positive
+from zoo.models.stack import keeps_state
 from zoo.registry import create
 
 
@@ -52,11 +53,11 @@ def cost(module: Any, *, length: int = 1024, batch_size: int = 1) -> Cost:
     step = _training_step(module)
     plan = memory(step, params, x)
     weights = sum(math.prod(p.shape) * p.dtype.itemsize for p in jax.tree.leaves(params))
-    state = state_bytes(module) if module.causal else 0
+    state = state_bytes(module) if keeps_state(module) else 0
     return Cost(
         count_parameters(params), state, flops(step, params, x) / tokens, plan.temporary / tokens,
-        step_flops(module, params, module.dim) if module.causal else None,
-        weights + 2 * state if module.causal else None,
+        step_flops(module, params, module.dim) if keeps_state(module) else None,
+        weights + 2 * state if keeps_state(module) else None,
     )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def compare(
         for spec, times, (module, params, step) in zip(specs, seconds, runs):
             plan = step.memory_analysis()
             peak = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
-            rate = decoded / stream_seconds(module, params, decoded, dim, repeats=3) if module.causal else None
+            rate = decoded / stream_seconds(module, params, decoded, dim, repeats=3) if keeps_state(module) else None
             counted = cost(module, length=length, batch_size=batch_size)
             label = spec if isinstance(spec, str) else str(spec["name"])
             result.append(Measured(label, length, float(np.median(times)), peak, rate, counted))

@@ -58,9 +58,13 @@ def stream_log_likelihood(
 
     Raises:
       TypeError: the stream yields something else than integers.
-      ValueError: the stream is empty, or a token is negative or beyond ``model.vocab_size``.
+      ValueError: the stream is empty, or a token is negative or beyond ``model.vocab_size``; or the model reads a prefix
+        without its order, so that its first logits have seen what they are to predict.
     """
     check_positive("segment", segment)
+    prefix = model.stack().prefix_length if hasattr(model, "stack") else 0
+    if prefix > 1 and start is None:
+        raise ValueError(f"the model sees its first {prefix} tokens at once: their likelihood cannot be read off it")
     vocab = getattr(model, "vocab_size", None)
     total, scored, read = (0.0, 0, 0) if start is None else (start.log_likelihood, start.scored, start.tokens)
     # Copies: the buffers of a state that goes through a piece are reused for the next one.

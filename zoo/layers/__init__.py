@@ -16,8 +16,18 @@ from zoo.layers.cell_initializers import cell_bias, cell_weight
 from zoo.layers.ctc import ctc_loss
 from zoo.layers.discretization import discretize, generalized_bilinear, zero_order_hold
 from zoo.layers.hippo import legs, legs_eigen, transition
-from zoo.layers.linear_attention import FEATURE_MAPS, dropped_attention, linear_attention_parameters
-from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
+from zoo.layers.linear_attention import (
+    FEATURE_MAPS,
+    append_normalizer,
+    dropped_attention,
+    linear_attention_parameters,
+    normalized,
+    retention_decays,
+    taylor_dim,
+    taylor_features,
+    taylor_weights,
+)
+from zoo.layers.losses import accuracy, cross_entropy, masked_mean, prefix_lm_loss, z_loss
 from zoo.layers.mlp import MLP, make_mlp
 from zoo.layers.moe import MixtureOfExperts, mixture_of_experts
 from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
@@ -41,6 +51,7 @@ __all__ = [
     "RMSNorm",
     "ScaleNorm",
     "accuracy",
+    "append_normalizer",
     "attention_parameters",
     "batch_axes",
     "cell_bias",
@@ -66,7 +77,10 @@ __all__ = [
     "mixed_linear",
     "mixture_of_experts",
     "nonlinearity",
+    "normalized",
+    "prefix_lm_loss",
     "project_heads",
+    "retention_decays",
     "ring_of_last",
     "rms_norm",
     "rotary",
@@ -77,6 +91,9 @@ __all__ = [
     "sinusoidal_positions",
     "split_floating",
     "structured_transition",
+    "taylor_dim",
+    "taylor_features",
+    "taylor_weights",
     "transition",
     "unroll_ring",
     "windowed_attention",

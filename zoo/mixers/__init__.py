@@ -10,13 +10,16 @@ The contract, which the laws in tests/laws check for every registered mixer:
 * ``initial_state(batch_size, dtype=None)``: a ``flax.struct.dataclass`` of fixed shapes; ``dtype`` is the storage dtype
   of caches (default: the compute dtype), recurrent states are always at least float32;
 * class attributes ``causal`` and ``paper``. A mixer with ``causal = False`` keeps no state: it returns None, and
-  refuses a state with ValueError;
+  refuses a state with ValueError; unless it has ``prefix_length`` > 1: then the first tokens of a document, that many, see
+  each other, all that comes after them is causal, and one call must hold them;
 * the mathematics is a pure function in the same file, ``name(params, x, state, ...) -> (y, state)``; the module only
   declares parameters and calls it.
 """
 
 from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attention
 from zoo.mixers.attention import Attention, AttentionState, attention, cached_attention
+from zoo.mixers.base_conv import BaseConv, BaseConvState, base_conv
+from zoo.mixers.based import Based, BasedState, based, based_attention, based_parallel
 from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
 from zoo.mixers.dss import DSS, DSSState, dss, dss_kernel
@@ -27,6 +30,7 @@ from zoo.mixers.gated_attention import GatedAttention, gated_attention
 from zoo.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetState, gated_deltanet
 from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
 from zoo.mixers.gilr import GILR, GILRState, gilr
+from zoo.mixers.gla import GLA, GLAState, gla
 from zoo.mixers.griffin_recurrent import GriffinRecurrent, GriffinRecurrentState, griffin_recurrent
 from zoo.mixers.gru import GRU, GRUState, gru
 from zoo.mixers.gss import GSS, GSSState, gss
@@ -66,7 +70,14 @@ from zoo.mixers.ntm import (
 )
 from zoo.mixers.paragru import ParaGRU, ParaGRUState, paragru
 from zoo.mixers.paralstm import ParaLSTM, ParaLSTMState, paralstm
+from zoo.mixers.prefix_linear_attention import (
+    PrefixLinearAttention,
+    PrefixLinearAttentionState,
+    prefix_linear_attention,
+    prefix_parallel,
+)
 from zoo.mixers.qlstm import QLSTM, QLSTMState, qlstm, qlstm_cell
+from zoo.mixers.retnet import RetNet, RetNetState, retnet
 from zoo.mixers.rg_lru import RGLRU, RGLRUState, rg_lru
 from zoo.mixers.rwkv4 import RWKV4, RWKV4State, rwkv4, wkv
 from zoo.mixers.rwkv4_channel_mix import RWKV4ChannelMix, RWKV4ChannelMixState, rwkv4_channel_mix
@@ -93,6 +104,7 @@ __all__ = [
     "DSS",
     "EMA",
     "GILR",
+    "GLA",
     "GRU",
     "GSS",
     "H3",
@@ -117,6 +129,10 @@ __all__ = [
     "Addresses",
     "Attention",
     "AttentionState",
+    "BaseConv",
+    "BaseConvState",
+    "Based",
+    "BasedState",
     "Bidirectional",
     "BidirectionalAttention",
     "DSSState",
@@ -125,6 +141,7 @@ __all__ = [
     "FlashRNN",
     "FlashRNNState",
     "GILRState",
+    "GLAState",
     "GRUState",
     "GSSState",
     "GatedAttention",
@@ -163,11 +180,15 @@ __all__ = [
     "ParaGRUState",
     "ParaLSTM",
     "ParaLSTMState",
+    "PrefixLinearAttention",
+    "PrefixLinearAttentionState",
     "QLSTMState",
     "RGLRUState",
     "RWKV4ChannelMix",
     "RWKV4ChannelMixState",
     "RWKV4State",
+    "RetNet",
+    "RetNetState",
     "S4Bidirectional",
     "S4DBidirectional",
     "S4DState",
@@ -192,6 +213,10 @@ __all__ = [
     "aaren_pool",
     "address",
     "attention",
+    "base_conv",
+    "based",
+    "based_attention",
+    "based_parallel",
     "bidirectional",
     "bidirectional_attention",
     "cached_attention",
@@ -204,6 +229,7 @@ __all__ = [
     "gated_deltanet",
     "gated_recurrence",
     "gilr",
+    "gla",
     "griffin_recurrent",
     "gru",
     "gss",
@@ -234,9 +260,12 @@ __all__ = [
     "ponder_cost",
     "precompute_kernel",
     "prefix_attention",
+    "prefix_linear_attention",
+    "prefix_parallel",
     "qlstm",
     "qlstm_cell",
     "read_memory",
+    "retnet",
     "rg_lru",
     "rwkv4",
     "rwkv4_channel_mix",

@@ -32,10 +32,12 @@ from zoo.dtypes import accumulator
 from zoo.layers.attention import merge_heads, project_heads
 from zoo.layers.linear_attention import (
     FEATURE_MAPS,
+    append_normalizer,
     check_dropout,
     dropped_attention,
     head_sizes,
     linear_attention_parameters,
+    normalized,
 )
 from zoo.registry import register
 from zoo.scans import linear_attention as attention_scan
@@ -81,10 +83,7 @@ def linear_attention_layer(
         None if reset is None else jnp.where(reset[..., None], -jnp.inf, jnp.zeros(v.shape[:3], accumulator(x.dtype)))
     )
     normalize = state.key_sum is not None
-    start, values = state.memory, v
-    if normalize:  # one more channel of values, always 1, is the sum of the weights
-        values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-        start = jnp.concatenate([start, state.key_sum[..., None]], axis=-1)
+    values, start = append_normalizer(v, state.memory, state.key_sum) if normalize else (v, state.memory)
     y, last = attention_scan(q, k, values, decay, start, method=method, chunk_size=chunk_size)
     y = y.astype(accumulator(x.dtype))
     divisor = y[..., -1] if normalize else None
@@ -92,7 +91,7 @@ def linear_attention_layer(
         key, rate = dropout
         y = dropped_attention(q, k, v, divisor, state.memory, key=key, rate=rate, reset=reset)
     elif normalize:
-        y = y[..., :-1] / divisor[..., None]
+        y = normalized(y)
     last = LinearAttentionState(last[..., :-1], last[..., -1]) if normalize else LinearAttentionState(last, None)
     return merge_heads(params, y.astype(x.dtype)), last
 

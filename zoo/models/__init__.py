@@ -1,5 +1,6 @@
 """Whole models, assembled from mixers by name."""
 
+from zoo.models.based import BASED_MODELS, LayerPlan, based_language_model, sliding_window
 from zoo.models.captioner import Captioner, ConvFeatures
 from zoo.models.classifier import SequenceClassifier
 from zoo.models.decision import DecisionModel
@@ -18,6 +19,7 @@ from zoo.models.universal_transformer import (
 )
 
 __all__ = [
+    "BASED_MODELS",
     "Block",
     "Captioner",
     "ConvFeatures",
@@ -30,6 +32,7 @@ __all__ = [
     "Forecaster",
     "LanguageModel",
     "LanguageModelState",
+    "LayerPlan",
     "MatchingClassifier",
     "NGram",
     "SequenceClassifier",
@@ -37,8 +40,10 @@ __all__ = [
     "UniversalTransformerLM",
     "UniversalTransformerReader",
     "UniversalTransformerSeq2Seq",
+    "based_language_model",
     "fit_ngram",
     "ngram_entropy",
     "ngram_log_probs",
+    "sliding_window",
     "with_mixer_options",
 ]

@@ -33,6 +33,9 @@ class LanguageModelState:
 class LanguageModel(nn.Module):
     """Language model over any pattern of mixers.
 
+    A mixer that reads a prefix without its order (``prefix_linear_attention``) is welcome: the model is then causal from
+    token ``model.stack().prefix_length`` of a document on, and the logits before it are no predictions.
+
     Attributes:
       vocab_size: number V of tokens.
       dim: width D.
@@ -120,7 +123,7 @@ class LanguageModel(nn.Module):
         if self.embedding_norm:
             x = make_norm(self.norm, eps=self.norm_eps, name="embedding_norm")(x)
         stack = self.stack("stack")
-        if not stack.causal:
+        if not stack.keeps_state:
             raise ValueError("a language model needs causal mixers, but the pattern has one that sees the future")
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         x, layers = stack(x, None if state is None else state.layers, reset=reset, deterministic=deterministic)

@@ -146,6 +146,11 @@ def make_mixer(spec: Spec, dim: int, dtype: str, name: str | None = None) -> Any
     return cls(**options, name=name) if name else cls(**options, parent=None)
 
 
+def keeps_state(mixer: Any) -> bool:
+    """Whether a mixer can be gone on from: it is causal, at least after a prefix (``zoo.mixers``)."""
+    return mixer.causal or getattr(mixer, "prefix_length", 0) > 0
+
+
 class _Unit(nn.Module):
     """The blocks that are scanned over: runs of equal neighbours, each again scanned when longer than one.
 
@@ -256,7 +261,21 @@ class Stack(nn.Module):
     @property
     def causal(self) -> bool:
         """Whether every mixer is causal."""
-        return all(make_mixer(spec, self.dim, self.dtype).causal for spec in set(self.layers()))
+        return all(mixer.causal for mixer in self._kinds())
+
+    @property
+    def prefix_length(self) -> int:
+        """How many first tokens of a document may see each other, though all that comes after them is causal and there is
+        a state; 0 where there are no mixers of this kind (``zoo.mixers``)."""
+        return max(getattr(mixer, "prefix_length", 0) for mixer in self._kinds())
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether every mixer keeps a state: is causal, at least after a prefix."""
+        return all(keeps_state(mixer) for mixer in self._kinds())
+
+    def _kinds(self) -> list[Any]:
+        return [make_mixer(spec, self.dim, self.dtype) for spec in set(self.layers())]
 
     @nn.compact
     def __call__(

@@ -11,6 +11,7 @@
       window_difference        ... the states of that, from all states without a window
       clipped_linear_attention, chunk_clipped_linear_attention  ... with a bound on the state's norm
       clip_state               ... the bound itself
+    prefix_linear_attention    ... with a prefix that every step sees whole
     gated_delta_rule           S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - k_t exp(g_t) S_{t-1})^T: (gated) DeltaNet
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
@@ -50,6 +51,7 @@ from zoo.scans.chunked import (
     gated_delta_rule,
     linear_attention,
     linear_attention_step,
+    prefix_linear_attention,
     window_difference,
     windowed_linear_attention,
 )
@@ -105,6 +107,7 @@ __all__ = [
     "lyapunov_exponent",
     "matmul",
     "merge_factors",
+    "prefix_linear_attention",
     "previous_steps",
     "receptive_field",
     "recurrent_scan",

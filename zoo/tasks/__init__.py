@@ -10,6 +10,15 @@ from zoo.tasks.captions import FeatureCaptions, ShapeCaptions
 from zoo.tasks.cifar import SequentialCifar
 from zoo.tasks.counting import Counting
 from zoo.tasks.digits import Digits, IdxDigits
+from zoo.tasks.document_recall import (
+    RecallQuestion,
+    contains,
+    cut_context,
+    load_recall,
+    recall_prompt,
+    recall_scores,
+    token_f1,
+)
 from zoo.tasks.document_streams import DocumentStreams, long_documents
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
@@ -20,6 +29,7 @@ from zoo.tasks.lambada import Lambada
 from zoo.tasks.learning_to_execute import LearningToExecute
 from zoo.tasks.listops import ListOps, ListOpsFiles
 from zoo.tasks.long_range_arena import DocumentRetrieval, MovieReviews, Pathfinder
+from zoo.tasks.masked_prefix import mask_prefix
 from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_accuracy
 from zoo.tasks.motifs import MotifClassification
 from zoo.tasks.mqar import MultiQueryAssociativeRecall
@@ -31,6 +41,7 @@ from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, Temporal
 from zoo.tasks.resampling import Resampled
 from zoo.tasks.reversal import Reversal
 from zoo.tasks.selective_copying import SelectiveCopying
+from zoo.tasks.set_disjointness import SetDisjointness
 from zoo.tasks.speech_commands import SpeechCommands
 from zoo.tasks.text_streams import TextStreams, load_tokens
 from zoo.tasks.timeseries import SeriesRegression, UEAClassification
@@ -78,12 +89,14 @@ __all__ = [
     "PasskeyStream",
     "Pathfinder",
     "PointMass",
+    "RecallQuestion",
     "Resampled",
     "Reversal",
     "SelectiveCopying",
     "SequentialCifar",
     "SeriesRegression",
     "SeriesWindows",
+    "SetDisjointness",
     "ShapeCaptions",
     "SpeechCommands",
     "SumOfSines",
@@ -94,13 +107,20 @@ __all__ = [
     "Trajectory",
     "UEAClassification",
     "bleu",
+    "contains",
+    "cut_context",
     "edit_distance",
     "error_rate",
+    "load_recall",
     "load_tokens",
     "long_documents",
+    "mask_prefix",
     "normalised_return",
     "passkey_accuracy",
     "passkey_prompt",
     "perplexity",
+    "recall_prompt",
+    "recall_scores",
+    "token_f1",
     "word_accuracy",
 ]

@@ -32,6 +32,7 @@ at the chunk borders, [B, T/C, H, K, V], and computes a chunk again when it gets
 Cost per head: O(T K V) sequential; O(T K V + T C (K + V)) chunked, in matrix products.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -44,6 +45,7 @@ from zoo.checks import check_choice, check_floating, check_positive
 from zoo.dtypes import accumulator
 from zoo.scans import _auto
 
+FeatureMap = Callable[[Float[Array, "*B F"]], Float[Array, "*B K"]]
 METHODS = ("auto", "sequential", "chunked", "pallas")
 _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 _LEAF = (
@@ -52,26 +54,30 @@ _LEAF = (
 
 
 def linear_attention(
-    q: Float[Array, "B T G K"],
-    k: Float[Array, "B T G K"],
+    q: Float[Array, "B T G F"],
+    k: Float[Array, "B T G F"],
     v: Float[Array, "B T H V"],
     log_decay: Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
     initial: Float[Array, "B H K V"] | None = None,
     *,
     method: str = "auto",
     chunk_size: int | None = None,
+    feature_map: FeatureMap | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Runs ``S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T`` and reads ``y_t = q_t S_t``, along axis 1.
 
     Args:
-      q: [B, T, G, K], T >= 1; no scale is applied.
-      k: [B, T, G, K].
+      q: [B, T, G, F], T >= 1; no scale is applied. F = K without ``feature_map``.
+      k: as q.
       v: [B, T, H, V], H a multiple of G.
       log_decay: [B, T, H], one number per head, or [B, T, H, K], one per key channel; <= 0, -inf allowed; None: no decay.
       initial: [B, H, K, V], the state before the first step; zeros when None.
       method: one of ``METHODS``; "auto" chooses from platform and shape by the table in ``zoo.scans._auto``.
       chunk_size: steps per chunk (any T is allowed; with a decay per channel the next power of two is taken); chosen from
         the shape when None.
+      feature_map: queries and keys are these features of q and k, [..., F] -> [..., K]; made chunk by chunk, and again for
+        the derivative, so that wide features of all steps are never in memory at once. A step of zeros must have finite
+        features.
 
     Returns:
       y: [B, T, H, V] in the result type of q, k and v.
@@ -81,14 +87,17 @@ def linear_attention(
       TypeError: an argument is not floating-point, or complex.
       ValueError: shapes do not fit, T = 0, or an unknown method.
     """
-    _check(q, k, v, log_decay, initial, method, chunk_size)
+    features = q if feature_map is None else jax.eval_shape(feature_map, q)
+    _check(q, k, v, log_decay, initial, method, chunk_size, features.shape[-1])
     dtype = jnp.result_type(q, k, v)
     carried = accumulator(*(a.dtype for a in (q, k, v, log_decay, initial) if a is not None))
-    batch, steps, groups, keys = q.shape
+    (batch, steps, groups, _), keys = q.shape, features.shape[-1]
     heads, values = v.shape[2:]
     channels = log_decay is not None and log_decay.ndim == 4
     form, size = _auto.matrix_form(method, chunk_size, steps, keys, values, dtype)
     if form == "pallas":
+        if feature_map is not None:
+            q, k = feature_map(q), feature_map(k)
         return operation("chunked")(q, k, v, log_decay, initial, **_auto.kernel_options())
     if channels:
         size = 1 << (size - 1).bit_length()
@@ -109,17 +118,21 @@ def linear_attention(
         return jnp.transpose(array, (1, 0, 3, 4, 2, 5))
 
     chunk = _chunk_of_steps if form == "sequential" else _chunk_of_channels if channels else _chunk
+    if feature_map is not None:
+        chunk = partial(_with_features, chunk, feature_map)
     state, y = lax.scan(jax.checkpoint(chunk, prevent_cse=False), state, jax.tree.map(cut, (q, k, v, log_decay)))
     y = jnp.transpose(y, (1, 0, 4, 2, 3, 5)).reshape(batch, -1, heads, values)[:, :steps]
     return y.astype(dtype), state.reshape(batch, heads, keys, values)
 
 
 def linear_attention_step(
-    q: Float[Array, "B G K"],
-    k: Float[Array, "B G K"],
+    q: Float[Array, "B G F"],
+    k: Float[Array, "B G F"],
     v: Float[Array, "B H V"],
     log_decay: Float[Array, "B H"] | Float[Array, "B H K"] | None,
     state: Float[Array, "B H K V"],
+    *,
+    feature_map: FeatureMap | None = None,
 ) -> tuple[Float[Array, "B H V"], Float[Array, "B H K V"]]:
     """One step of ``linear_attention``: returns (y, the new state). Shapes are those of one step of its arguments."""
     y, state = linear_attention(
@@ -129,12 +142,13 @@ def linear_attention_step(
         None if log_decay is None else log_decay[:, None],
         state,
         method="sequential",
+        feature_map=feature_map,
     )
     return y[:, 0], state
 
 
-def _check(q, k, v, log_decay, initial, method, chunk_size):
-    """Checks every argument of ``linear_attention``."""
+def _check(q, k, v, log_decay, initial, method, chunk_size, keys=None):
+    """Checks every argument of ``linear_attention``; ``keys`` is the width of the state where q's is another."""
     check_choice("method", method, METHODS)
     if chunk_size is not None:
         check_positive("chunk_size", chunk_size)
@@ -148,7 +162,8 @@ def _check(q, k, v, log_decay, initial, method, chunk_size):
     for name in ("q", "v"):
         if given[name].ndim != 4:
             raise ValueError(f"{name} must have shape [batch, time, heads, width], got {list(given[name].shape)}")
-    batch, steps, groups, keys = q.shape
+    batch, steps, groups, width = q.shape
+    keys = width if keys is None else keys
     heads, values = v.shape[2:]
     if steps == 0:
         raise ValueError("q has no time steps (T = 0); a scan needs at least one")
@@ -170,6 +185,12 @@ def _check(q, k, v, log_decay, initial, method, chunk_size):
 def _bounded(log_decay):
     """-inf as the largest finite number that is as good: its exponential is zero, and sums with it keep their digits."""
     return jnp.maximum(log_decay, -104.0 if log_decay.dtype == jnp.float32 else -746.0)
+
+
+def _with_features(chunk, feature_map, state, inputs):
+    """``chunk`` with the features of queries and keys."""
+    q, k, v, decay = inputs
+    return chunk(state, (feature_map(q), feature_map(k), v, decay))
 
 
 def _spread(decay):
