@@ -19,6 +19,8 @@ from zoo.mixers.aaren import Aaren, AarenState, aaren, aaren_pool, prefix_attent
 from zoo.mixers.attention import Attention, AttentionState, attention, cached_attention
 from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
+from zoo.mixers.deltanet import DeltaNet, DeltaNetState, deltanet
+from zoo.mixers.deltaproduct import DeltaProduct, DeltaProductState, deltaproduct
 from zoo.mixers.dss import DSS, DSSState, dss, dss_kernel
 from zoo.mixers.elman import Elman, ElmanState, elman
 from zoo.mixers.ema import EMA
@@ -120,6 +122,10 @@ __all__ = [
     "Bidirectional",
     "BidirectionalAttention",
     "DSSState",
+    "DeltaNet",
+    "DeltaNetState",
+    "DeltaProduct",
+    "DeltaProductState",
     "Elman",
     "ElmanState",
     "FlashRNN",
@@ -196,6 +202,8 @@ __all__ = [
     "bidirectional_attention",
     "cached_attention",
     "content_address",
+    "deltanet",
+    "deltaproduct",
     "dss",
     "dss_kernel",
     "elman",
