@@ -11,6 +11,7 @@ from zoo.tasks.digits import Digits, IdxDigits
 from zoo.tasks.document_streams import DocumentStreams, long_documents
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
+from zoo.tasks.group_words import Group, GroupWords, group
 from zoo.tasks.indexed import IndexedTask
 from zoo.tasks.induction_heads import InductionHeads
 from zoo.tasks.labelling import FutureContext, LabelledFrames, NoisyStrokes
@@ -26,9 +27,11 @@ from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
+from zoo.tasks.regular_languages import BoardTracking, BracketArithmetic, ModularArithmetic
 from zoo.tasks.resampling import Resampled
 from zoo.tasks.reversal import Reversal
 from zoo.tasks.selective_copying import SelectiveCopying
+from zoo.tasks.sequence_metrics import position_accuracy, sequence_scores
 from zoo.tasks.speech_commands import SpeechCommands
 from zoo.tasks.text_streams import TextStreams, load_tokens
 from zoo.tasks.timeseries import SeriesRegression, UEAClassification
@@ -41,6 +44,8 @@ __all__ = [
     "AssociativeRecall",
     "Babi",
     "Batch",
+    "BoardTracking",
+    "BracketArithmetic",
     "ChainRoot",
     "CopyMemory",
     "DelayedRecall",
@@ -51,6 +56,8 @@ __all__ = [
     "Events",
     "FeatureCaptions",
     "FutureContext",
+    "Group",
+    "GroupWords",
     "Hop",
     "HopRecall",
     "HostTask",
@@ -63,6 +70,7 @@ __all__ = [
     "ListOps",
     "ListOpsFiles",
     "MarkovLogNormal",
+    "ModularArithmetic",
     "MotifClassification",
     "MovieReviews",
     "MultiQueryAssociativeRecall",
@@ -92,11 +100,14 @@ __all__ = [
     "bleu",
     "edit_distance",
     "error_rate",
+    "group",
     "load_tokens",
     "long_documents",
     "normalised_return",
     "passkey_accuracy",
     "passkey_prompt",
     "perplexity",
+    "position_accuracy",
+    "sequence_scores",
     "word_accuracy",
 ]
