@@ -68,6 +68,7 @@ class Tracking:
       dim, depth, heads, head_dim, expand_v: of the models.
       mlp_dim: of the feed-forward layers, None for 8/3 dim.
       conv_size: taps of the short convolutions; None: no convolutions.
+      chunk_size: tokens per chunk of the delta rule; None: chosen from the shape.
       use_forget_gate: of deltaproduct.
       use_output_gate: of all delta-rule layers.
       time: elements of a word in training.
@@ -77,6 +78,7 @@ class Tracking:
       test_time: elements of a word in the test.
       test_size: words in the test.
       training: how they are trained.
+      shorter: group -> share of the steps that its models are trained for, for groups that take less.
       dtype: compute dtype.
     """
 
@@ -89,6 +91,7 @@ class Tracking:
     expand_v: float = 1.0
     mlp_dim: int | None = 64
     conv_size: int | None = None
+    chunk_size: int | None = 4
     use_forget_gate: bool = False
     use_output_gate: bool = True
     time: int = 12
@@ -97,6 +100,7 @@ class Tracking:
     test_time: int = 48
     test_size: int = 512
     training: Training = QUICK
+    shorter: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"Z2": 0.25})
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -112,7 +116,7 @@ class Tracking:
     def mixer(self, name: str) -> dict[str, Any]:
         """Specification of the model ``name``'s mixer."""
         product = parse_model(name)
-        gates = {"conv_size": self.conv_size, "use_output_gate": self.use_output_gate}
+        gates = {"conv_size": self.conv_size, "use_output_gate": self.use_output_gate, "chunk_size": self.chunk_size}
         if product is not None:
             return {
                 "name": "deltaproduct", "householders": product[0], "allow_neg_eigval": product[1], "heads": self.heads,
@@ -140,23 +144,25 @@ class Tracking:
             mlp_dim=self.mlp_dim, dtype=self.dtype,
         )  # fmt: skip
 
-    def counted(self, step: jax.Array) -> jax.Array:
-        """Positions that count in the loss at ``step``."""
+    def counted(self, step: jax.Array, steps: int) -> jax.Array:
+        """Positions that count in the loss at ``step`` of ``steps``."""
         positions = jnp.int32(self.time)
         for share, count in reversed(self.curriculum):
-            positions = jnp.where(step < share * self.training.steps, min(count, self.time), positions)
+            positions = jnp.where(step < share * steps, min(count, self.time), positions)
         return positions
 
     def arm(self, group: str, name: str) -> Arm:
         """One model on one group."""
         model, task, test = self.model(group, name), self.task(group), self.task(group, test=True)
+        steps = max(1, round(self.training.steps * self.shorter.get(group, 1.0)))
+        training = dataclasses.replace(self.training, steps=steps)
 
         def init(key, batch):
             return model.init(key, batch.inputs)
 
         def loss(params, batch, key, step, carry):
             logits, _ = model.apply(params, batch.inputs)
-            mask = jnp.broadcast_to(jnp.arange(self.time) < self.counted(step), batch.targets.shape)
+            mask = jnp.broadcast_to(jnp.arange(self.time) < self.counted(step, steps), batch.targets.shape)
             hits = accuracy(logits, batch.targets, mask)
             return cross_entropy(logits, batch.targets, mask), ({"accuracy": hits}, carry)
 
@@ -175,7 +181,7 @@ class Tracking:
                 "whole_words": sequence_scores(predicted, batch.targets, everywhere)["sequence_accuracy"],
             }
 
-        return Arm(init, loss, task, self.training, evaluate, evaluation_data=test.data(), model=model)
+        return Arm(init, loss, task, training, evaluate, evaluation_data=test.data(), model=model)
 
     def arms(self) -> dict[str, Arm]:
         """ "<group>_<model>" -> arm."""
@@ -390,6 +396,8 @@ QUICK_RUNS = (
     ("S3", "deltaproduct2"),
     ("S3", "deltaproduct1"),
     ("S3", "deltaproduct2_positive"),
+    ("Z2", "deltanet_negative"),
+    ("Z2", "deltanet"),
 )
 PAPER_RUNS = tuple((group, f"deltaproduct{n}") for group in ("S3", "S4", "A5", "S5") for n in (1, 2, 3, 4)) + tuple(
     (group, model) for group in ("S3", "S4", "A5", "S5") for model in ("deltanet", "deltaproduct2_positive", "mamba2")
@@ -430,7 +438,7 @@ SMOKE = Tracking(
 )  # fmt: skip
 PAPER = Tracking(
     PAPER_RUNS, dim=128, heads=8, head_dim=32, mlp_dim=None, time=128, test_time=512, curriculum=(), pool=99_000,
-    use_output_gate=False, test_size=1000, training=PAPER_TRACKING, dtype="bfloat16",
+    use_output_gate=False, chunk_size=None, shorter={}, test_size=1000, training=PAPER_TRACKING, dtype="bfloat16",
 )  # fmt: skip
 
 NOTES = """\
@@ -457,6 +465,8 @@ register(
                 Check("S3 beyond the training length, two factors", "S3_deltaproduct2/beyond", ">=", 0.85),
                 Check("... one factor", "S3_deltaproduct1/beyond", "<=", 0.55),
                 Check("... two factors, eigenvalues in [0, 1]", "S3_deltaproduct2_positive/beyond", "<=", 0.55),
+                Check("parity beyond the training length, one factor", "Z2_deltanet_negative/beyond", ">=", 0.95),
+                Check("... eigenvalues in [0, 1]", "Z2_deltanet/beyond", "<=", 0.7),
             ),
             "paper": (
                 *(

@@ -35,8 +35,9 @@ def _common(config: Config, mixer: dict[str, Any], depth: int) -> LanguageModel:
     dim, ratio = config.size("hidden_size", 2048), config.size("hidden_ratio", 4)
     inner = -(-(dim * ratio * 2 // 3) // 256) * 256
     eps = config.number("norm_eps", 1e-6)
+    taps, convolved = config.size("conv_size", 4), config.flag("use_short_conv", True)
     mixer = {
-        **mixer, "conv_size": config.size("conv_size", 4) if config.flag("use_short_conv", True) else None,
+        **mixer, "conv_size": taps if convolved else None,
         "allow_neg_eigval": config.flag("allow_neg_eigval", False), "norm_eps": eps,
     }  # fmt: skip
     return LanguageModel(
