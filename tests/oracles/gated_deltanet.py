@@ -13,7 +13,7 @@ def unit(a):
 def oracle(module, params, x, reset=None):
     y = np.zeros_like(x)
     heads, width, keys = params["beta"].shape[1], len(params["scale"]), params["key"].shape[1]
-    groups = module.key_heads or heads
+    groups, limit = module.key_heads or heads, 2 if module.allow_neg_eigval else 1
     for row in range(len(x)):
         for start, stop in documents(x.shape[1], None if reset is None else reset[row]):
             inputs = x[row, start:stop]
@@ -22,8 +22,9 @@ def oracle(module, params, x, reset=None):
             memory = np.zeros((heads, keys // groups, width))
             for t, now in enumerate(inputs):
                 q, k = mixed[t, : 2 * keys].reshape(2, groups, -1)
-                v, z = mixed[t, 2 * keys :].reshape(heads, -1), (now @ params["gate"]).reshape(heads, -1)
-                beta = sigmoid(now @ params["beta"])
+                v = mixed[t, 2 * keys :].reshape(heads, -1)
+                z = silu(now @ params["gate"]).reshape(heads, -1) if "gate" in params else np.ones((heads, 1))
+                beta = limit * sigmoid(now @ params["beta"])
                 decay = np.exp(-np.exp(params["A_log"]) * softplus(now @ params["dt"] + params["dt_bias"]))
                 out = np.zeros((heads, width))
                 for h in range(heads):
@@ -31,6 +32,6 @@ def oracle(module, params, x, reset=None):
                     memory[h] *= decay[h]
                     memory[h] += beta[h] * np.outer(key, v[h] - key @ memory[h])
                     read = query @ memory[h] / np.sqrt(len(query))
-                    out[h] = normed(read, params["scale"], module.norm_eps) * silu(z[h])
+                    out[h] = normed(read, params["scale"], module.norm_eps) * z[h]
                 y[row, start + t] = out.reshape(-1) @ params["output"]
     return y

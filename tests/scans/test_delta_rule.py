@@ -88,8 +88,8 @@ def test_a_reset_cuts_exactly(method):
 
 def test_pieces_equal_the_whole(float64):
     *arguments, state, _, _ = map(jnp.asarray, make(2, 11, 1, 2, 3, 4))
-    y, last = gated_delta_rule(*arguments, state)
     run = jax.jit(gated_delta_rule)
+    y, last = run(*arguments, state)
     for start, stop in ((0, 6), (6, 7), (7, 11)):
         now, state = run(*(a[:, start:stop] for a in arguments), state)
         np.testing.assert_allclose(now, y[:, start:stop], rtol=1e-11, atol=1e-12)
@@ -114,7 +114,7 @@ def test_forms_agree_in_second_derivatives(float64):
 
 def test_bfloat16_is_stored_but_not_accumulated():
     ones = jnp.full((1, 1000, 1, 2), 1 / 16, jnp.bfloat16)
-    y, last = gated_delta_rule(ones, ones, ones, jnp.full((1, 1000, 1), 0.25, jnp.bfloat16))
+    y, last = jax.jit(gated_delta_rule)(ones, ones, ones, jnp.full((1, 1000, 1), 0.25, jnp.bfloat16))
     assert y.dtype == jnp.bfloat16 and last.dtype == jnp.float32
     want = oracle.delta_rule(
         *(np.full((1, 1000, 1, 2), 1 / 16),) * 3, np.full((1, 1000, 1), 0.25), None, np.zeros((1, 1, 2, 2))

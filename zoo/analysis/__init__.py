@@ -12,6 +12,7 @@ from zoo.analysis.dynamical_systems import (
 )
 from zoo.analysis.gradient_flow import jacobian_log_norms, log_norm_bound, mixer_step, weight_sweep
 from zoo.analysis.memory_probe import band_limited_noise, memory_probe, run_system
+from zoo.analysis.state_rank import effective_rank, rank_along_sequence
 from zoo.analysis.streaming import bytes_of, step_flops, stream, stream_seconds
 
 __all__ = [
@@ -28,12 +29,14 @@ __all__ = [
     "comparison_table",
     "cost",
     "count_parameters",
+    "effective_rank",
     "flops",
     "jacobian_log_norms",
     "log_norm_bound",
     "memory",
     "memory_probe",
     "mixer_step",
+    "rank_along_sequence",
     "run_system",
     "state_bytes",
     "step_flops",

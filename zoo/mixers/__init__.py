@@ -22,6 +22,8 @@ from zoo.mixers.base_conv import BaseConv, BaseConvState, base_conv
 from zoo.mixers.based import Based, BasedState, based, based_attention, based_parallel
 from zoo.mixers.bidirectional import Bidirectional, bidirectional
 from zoo.mixers.bidirectional_attention import BidirectionalAttention, bidirectional_attention
+from zoo.mixers.deltanet import DeltaNet, DeltaNetState, deltanet
+from zoo.mixers.deltaproduct import DeltaProduct, DeltaProductState, deltaproduct
 from zoo.mixers.dss import DSS, DSSState, dss, dss_kernel
 from zoo.mixers.elman import Elman, ElmanState, elman
 from zoo.mixers.ema import EMA
@@ -136,6 +138,10 @@ __all__ = [
     "Bidirectional",
     "BidirectionalAttention",
     "DSSState",
+    "DeltaNet",
+    "DeltaNetState",
+    "DeltaProduct",
+    "DeltaProductState",
     "Elman",
     "ElmanState",
     "FlashRNN",
@@ -221,6 +227,8 @@ __all__ = [
     "bidirectional_attention",
     "cached_attention",
     "content_address",
+    "deltanet",
+    "deltaproduct",
     "dss",
     "dss_kernel",
     "elman",

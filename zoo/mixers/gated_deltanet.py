@@ -13,7 +13,10 @@ queries and keys of h // (H / G)):
     S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - k_t exp(g_t) S_{t-1})^T        [K, V] per head
     y_t = W_o (rms_norm(q_t S_t) * scale * silu(W_z x_t))                     norm of every head on its own, scale [V]
 
-The recurrence is ``zoo.scans.gated_delta_rule``: sequential and chunkwise forms with the same numbers.
+``allow_neg_eigval`` doubles beta (Grazzi et al. 2025, arXiv 2411.12537), and the convolution and the gate W_z can be left
+out. The recurrence is ``zoo.scans.gated_delta_rule``: sequential and chunkwise forms with the same numbers. ``deltaproduct``
+takes several steps of it per token; with one it is this layer, but for the names and initial values of
+flash-linear-attention.
 
 Initialisation: A_log the logarithm of numbers drawn uniformly from ``a_range``; b_a as the step sizes of Mamba. Gates,
 lengths, decays and memory are float32 whatever ``dtype``. Time O(B T (D (G K + H V) + H K V)), parallel over time by
@@ -24,24 +27,25 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.checks import check_divides, check_positive, check_sequence, check_state
 from zoo.dtypes import accumulator
 from zoo.layers.attention import document_positions
-from zoo.layers.convolution import depthwise_convolution, recent
-from zoo.layers.initializers import symmetric_uniform
-from zoo.layers.norms import rms_norm
-from zoo.layers.projections import linear
-from zoo.layers.step_sizes import check_step_sizes, step_size_bias
+from zoo.layers.delta_rule import (
+    decay_initializers,
+    forget_gate,
+    kernel_initializer,
+    normed_output,
+    short_convolutions,
+    unit_length,
+    write_strength,
+)
+from zoo.layers.step_sizes import check_step_sizes
 from zoo.registry import register
 from zoo.scans import gated_delta_rule
-
-LENGTH_EPS = 1e-6
 
 
 @struct.dataclass
@@ -59,6 +63,7 @@ def gated_deltanet(
     state: GatedDeltaNetState,
     *,
     key_heads: int,
+    allow_neg_eigval: bool = False,
     norm_eps: float = 1e-6,
     reset: Bool[Array, "B T"] | None = None,
     method: str = "auto",
@@ -68,10 +73,12 @@ def gated_deltanet(
 
     Args:
       params: ``query``, ``key`` [D, G K], ``value``, ``gate`` [D, H V], ``beta``, ``dt`` [D, H]; ``kernel``
-        [taps, 2 G K + H V]; ``dt_bias``, ``A_log`` [H]; ``scale`` [V]; ``output`` [H V, D].
+        [taps, 2 G K + H V]; ``dt_bias``, ``A_log`` [H]; ``scale`` [V]; ``output`` [H V, D]. ``gate`` and ``kernel`` may be
+        missing: no gate, no convolution.
       x: inputs; projections run in their dtype.
       state: state before the first token.
       key_heads: number G of heads of queries and keys.
+      allow_neg_eigval: beta is twice the sigmoid.
       norm_eps: of the norm.
       reset: True at the first token of a new document.
       method: how the scan is computed, see ``zoo.scans.gated_delta_rule``.
@@ -81,40 +88,25 @@ def gated_deltanet(
       (y, state after the last token); y has x's dtype.
     """
     heads, keys = params["beta"].shape[1], params["key"].shape[1]
-    wide = accumulator(x.dtype)
     age = document_positions(reset, state.age, shape=x.shape[:2])
-    u = jnp.concatenate([linear(x, params, name) for name in ("query", "key", "value")], axis=-1)
-    mixed = jax.nn.silu(depthwise_convolution(u, params["kernel"], age, history=state.history))
-    q, k, v = jnp.split(mixed, (keys, 2 * keys), axis=-1)
-    q, k = (_unit(a.reshape(*a.shape[:2], key_heads, -1).astype(wide)) for a in (q, k))
-    v, z = (a.reshape(*a.shape[:2], heads, -1) for a in (v, linear(x, params, "gate")))
-    beta = jax.nn.sigmoid(linear(x, params, "beta").astype(wide))
-    rough = (x @ params["dt"].astype(x.dtype)).astype(wide)
-    delta = jax.nn.softplus(rough + params["dt_bias"])
-    decay = -jnp.exp(params["A_log"].astype(wide)) * delta
-    if reset is not None:
-        decay = jnp.where(reset[..., None], -jnp.inf, decay)
+    (q, k, v), history = short_convolutions(params, x, state.history, age)
+    q, k = (unit_length(a.reshape(*a.shape[:2], key_heads, -1)) for a in (q, k))
+    v = v.reshape(*v.shape[:2], heads, -1)
     y, memory = gated_delta_rule(
-        q * q.shape[-1] ** -0.5, k, v, beta, decay, state.memory, method=method, chunk_size=chunk_size
-    )
-    y = rms_norm(y, params["scale"], norm_eps) * jax.nn.silu(z.astype(wide))
-    history = recent(u, params["kernel"].shape[0] - 1, state.history)
-    y = y.reshape(*x.shape[:2], -1).astype(x.dtype)
-    return linear(y, params, "output"), GatedDeltaNetState(memory, history, age[:, -1] + 1)
-
-
-def _unit(a: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
-    """``a`` scaled to length 1, or less where it is hardly longer than 0."""
-    return a * lax.rsqrt(jnp.sum(a**2, axis=-1, keepdims=True) + LENGTH_EPS)
+        q * (keys // key_heads) ** -0.5, k, v, write_strength(params, x, allow_neg_eigval),
+        forget_gate(params, x, heads, reset), state.memory, method=method, chunk_size=chunk_size,
+    )  # fmt: skip
+    return normed_output(params, y, x, norm_eps), GatedDeltaNetState(memory, history, age[:, -1] + 1)
 
 
 @register(
     "gated_deltanet",
     variants={
         "default": {"heads": 2, "head_dim": 4, "key_dim": 3},
-        "grouped": {"heads": 4, "key_heads": 2, "head_dim": 2, "key_dim": 2, "conv_size": 3, "chunk_size": 4},
+        "grouped": {"heads": 4, "key_heads": 2, "head_dim": 2, "key_dim": 2, "conv_size": 3, "chunk_size": 4,
+                    "allow_neg_eigval": True, "use_output_gate": False},
     },
-)
+)  # fmt: skip
 class GatedDeltaNet(nn.Module):
     """Gated DeltaNet: a matrix memory with decay and delta rule, after a short convolution, with a gated norm.
 
@@ -124,7 +116,9 @@ class GatedDeltaNet(nn.Module):
       key_heads: number G of heads of queries and keys; divides ``heads``; None: ``heads``.
       head_dim: width V of a value head; None: ``dim / heads``.
       key_dim: width K of a query or key head; None: as ``head_dim``.
-      conv_size: taps of the convolution.
+      conv_size: taps of the convolution; None: no convolution.
+      allow_neg_eigval: beta is twice the sigmoid.
+      use_output_gate: the norm is gated.
       dt_min, dt_max: softplus(b_a) at initialisation is drawn between these.
       a_range: exp(A_log) at initialisation is drawn uniformly between these.
       norm_eps: of the gated norm.
@@ -137,7 +131,9 @@ class GatedDeltaNet(nn.Module):
     key_heads: int | None = None
     head_dim: int | None = None
     key_dim: int | None = None
-    conv_size: int = 4
+    conv_size: int | None = 4
+    allow_neg_eigval: bool = False
+    use_output_gate: bool = True
     dt_min: float = 0.001
     dt_max: float = 0.1
     a_range: tuple[float, float] = (0.01, 16.0)
@@ -165,19 +161,17 @@ class GatedDeltaNet(nn.Module):
             ("key_heads", groups),
             ("key_dim", keys),
             ("head_dim", values),
-            ("conv_size", self.conv_size),
+            ("conv_size", 1 if self.conv_size is None else self.conv_size),
         ):
             check_positive(name, value)
         check_divides("key_heads", groups, "heads", self.heads)
         check_step_sizes(self.dt_min, self.dt_max)
-        if not 0 < self.a_range[0] <= self.a_range[1]:
-            raise ValueError(f"a_range must be two numbers 0 < low <= high, got {self.a_range}")
         initial = self.initial_state(x.shape[0])
         if state is not None:
             check_state(state, initial)
         return gated_deltanet(
             self._params(), x.astype(self.dtype), initial if state is None else state, key_heads=groups,
-            norm_eps=self.norm_eps, reset=reset, chunk_size=self.chunk_size,
+            allow_neg_eigval=self.allow_neg_eigval, norm_eps=self.norm_eps, reset=reset, chunk_size=self.chunk_size,
         )  # fmt: skip
 
     def widths(self) -> tuple[int, int, int]:
@@ -191,22 +185,19 @@ class GatedDeltaNet(nn.Module):
         keys, inner = groups * keys, self.heads * values
         dense = nn.initializers.lecun_normal()
 
-        def a_log(key, shape):
-            return jnp.log(jax.random.uniform(key, shape, minval=self.a_range[0], maxval=self.a_range[1]))
-
         declared = {
             "query": (dense, (self.dim, keys)),
             "key": (dense, (self.dim, keys)),
             "value": (dense, (self.dim, inner)),
-            "gate": (dense, (self.dim, inner)),
             "beta": (dense, (self.dim, self.heads)),
-            "dt": (dense, (self.dim, self.heads)),
-            "kernel": (symmetric_uniform(self.conv_size**-0.5), (self.conv_size, 2 * keys + inner)),
-            "dt_bias": (step_size_bias(self.dt_min, self.dt_max), (self.heads,)),
-            "A_log": (a_log, (self.heads,)),
+            **decay_initializers(self.heads, self.dim, dense, self.a_range, (self.dt_min, self.dt_max)),
             "scale": (nn.initializers.ones, (values,)),
             "output": (dense, (inner, self.dim)),
         }
+        if self.use_output_gate:
+            declared["gate"] = (dense, (self.dim, inner))
+        if self.conv_size is not None:
+            declared["kernel"] = (kernel_initializer(self.conv_size), (self.conv_size, 2 * keys + inner))
         return {name: self.param(name, *how) for name, how in declared.items()}
 
     def initial_state(self, batch_size: int, dtype: str | None = None) -> GatedDeltaNetState:
@@ -215,6 +206,6 @@ class GatedDeltaNet(nn.Module):
         channels = 2 * groups * keys + self.heads * values
         return GatedDeltaNetState(
             jnp.zeros((batch_size, self.heads, keys, values), accumulator(self.dtype)),
-            jnp.zeros((batch_size, self.conv_size - 1, channels), dtype or self.dtype),
+            jnp.zeros((batch_size, (self.conv_size or 1) - 1, channels), dtype or self.dtype),
             jnp.zeros(batch_size, jnp.int32),
         )

@@ -13,6 +13,10 @@
       clip_state               ... the bound itself
     prefix_linear_attention    ... with a prefix that every step sees whole
     gated_delta_rule           S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - k_t exp(g_t) S_{t-1})^T: (gated) DeltaNet
+      gated_delta_rule_step    ... one step
+    delta_product              several steps of that per token, one decay: DeltaProduct
+      delta_product_step       ... one token
+      flatten_steps            ... as steps of gated_delta_rule
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
       softmax_pool             ... over all steps only, block by block
@@ -48,7 +52,11 @@ from zoo.scans.chunked import (
     chunk_clipped_linear_attention,
     clip_state,
     clipped_linear_attention,
+    delta_product,
+    delta_product_step,
+    flatten_steps,
     gated_delta_rule,
+    gated_delta_rule_step,
     linear_attention,
     linear_attention_step,
     prefix_linear_attention,
@@ -90,13 +98,17 @@ __all__ = [
     "clip_state",
     "clipped_linear_attention",
     "compiling_for",
+    "delta_product",
+    "delta_product_step",
     "dilated_convolution",
     "fft_convolution",
     "flashrnn",
+    "flatten_steps",
     "fused_newton",
     "gate_kernels",
     "gate_products",
     "gated_delta_rule",
+    "gated_delta_rule_step",
     "impulse_factors",
     "impulse_response",
     "krylov",

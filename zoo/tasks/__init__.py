@@ -22,6 +22,7 @@ from zoo.tasks.document_recall import (
 from zoo.tasks.document_streams import DocumentStreams, long_documents
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
+from zoo.tasks.group_words import Group, GroupWords, group
 from zoo.tasks.indexed import IndexedTask
 from zoo.tasks.induction_heads import InductionHeads
 from zoo.tasks.labelling import FutureContext, LabelledFrames, NoisyStrokes
@@ -38,9 +39,11 @@ from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
+from zoo.tasks.regular_languages import BoardTracking, BracketArithmetic, ModularArithmetic
 from zoo.tasks.resampling import Resampled
 from zoo.tasks.reversal import Reversal
 from zoo.tasks.selective_copying import SelectiveCopying
+from zoo.tasks.sequence_metrics import position_accuracy, sequence_scores
 from zoo.tasks.set_disjointness import SetDisjointness
 from zoo.tasks.speech_commands import SpeechCommands
 from zoo.tasks.text_streams import TextStreams, load_tokens
@@ -55,6 +58,8 @@ __all__ = [
     "Babi",
     "Batch",
     "Battery",
+    "BoardTracking",
+    "BracketArithmetic",
     "ChainRoot",
     "CopyMemory",
     "Counting",
@@ -66,6 +71,8 @@ __all__ = [
     "Events",
     "FeatureCaptions",
     "FutureContext",
+    "Group",
+    "GroupWords",
     "Hop",
     "HopRecall",
     "HostTask",
@@ -78,6 +85,7 @@ __all__ = [
     "ListOps",
     "ListOpsFiles",
     "MarkovLogNormal",
+    "ModularArithmetic",
     "MotifClassification",
     "MovieReviews",
     "MultiQueryAssociativeRecall",
@@ -111,6 +119,7 @@ __all__ = [
     "cut_context",
     "edit_distance",
     "error_rate",
+    "group",
     "load_recall",
     "load_tokens",
     "long_documents",
@@ -119,8 +128,10 @@ __all__ = [
     "passkey_accuracy",
     "passkey_prompt",
     "perplexity",
+    "position_accuracy",
     "recall_prompt",
     "recall_scores",
+    "sequence_scores",
     "token_f1",
     "word_accuracy",
 ]

@@ -23,3 +23,14 @@ def sequence_scores(
         "character_accuracy": jnp.sum(hits & mask) / jnp.maximum(jnp.sum(mask), 1),
         "sequence_accuracy": jnp.mean(jnp.all(hits | ~mask, axis=1)),
     }
+
+
+def position_accuracy(
+    predictions: Int[Array, "B T"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
+) -> Float[Array, " T"]:
+    """Share of rows that are right at every position, of those that count there; 0 where none does.
+
+    Where ``targets`` is the state of something that is followed over time, this shows how far a model can follow it.
+    """
+    mask = jnp.ones(targets.shape, bool) if mask is None else mask
+    return jnp.sum((predictions == targets) & mask, axis=0) / jnp.maximum(jnp.sum(mask, axis=0), 1)

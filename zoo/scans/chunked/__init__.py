@@ -9,12 +9,18 @@ gates: a step whose write strength is 0 and whose log decay is 0 changes nothing
     windowed     ... over the last r steps only
     clipped      ... with a bound on the norm of the state
     prefix       prefix_linear_attention: ... with a prefix that every step sees whole
-    delta_rule   gated_delta_rule: writes what its prediction lacks
+    delta_rule   gated_delta_rule: writes what its prediction lacks; delta_product: several times per token
 """
 
 from zoo.scans.chunked.clipped import chunk_clipped_linear_attention, clip_state, clipped_linear_attention
 from zoo.scans.chunked.decay import linear_attention, linear_attention_step
-from zoo.scans.chunked.delta_rule import gated_delta_rule
+from zoo.scans.chunked.delta_rule import (
+    delta_product,
+    delta_product_step,
+    flatten_steps,
+    gated_delta_rule,
+    gated_delta_rule_step,
+)
 from zoo.scans.chunked.prefix import prefix_linear_attention
 from zoo.scans.chunked.windowed import WindowRing, window_difference, windowed_linear_attention
 
@@ -23,7 +29,11 @@ __all__ = [
     "chunk_clipped_linear_attention",
     "clip_state",
     "clipped_linear_attention",
+    "delta_product",
+    "delta_product_step",
+    "flatten_steps",
     "gated_delta_rule",
+    "gated_delta_rule_step",
     "linear_attention",
     "linear_attention_step",
     "prefix_linear_attention",
