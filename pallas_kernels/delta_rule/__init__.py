@@ -17,9 +17,9 @@ In chunks of C steps (``chunk`` has the equations, also those of the adjoint). T
 depend on the state: a first kernel inverts the systems of all chunks at once, in float32, and the walk over the chunks is
 products only. Products have operands in the storage type and float32 sums; gates, decays and the carried state are float32.
 
-The backward pass needs the states at the chunk borders and what was written, u, in the storage type, and the inverses:
-T (K V / C + V + C) numbers per head that the forward pass keeps when it is differentiated. First derivatives, in reverse
-mode. What there is no kernel for (``tiles.fits``) runs ``reference``.
+The backward pass needs the states at the chunk borders, what was written, u, and two matrices [C, C] per chunk, all in the
+storage type: T (K V / C + V + 2 C) numbers per head, kept by a forward pass that is differentiated. First derivatives, in
+reverse mode. What there is no kernel for (``tiles.fits``) runs ``reference``.
 
 Schlag et al. (2021); Yang et al. (2024), arXiv 2406.06484 (chunks); Yang, Kautz and Hatamizadeh (2024), arXiv 2412.06464.
 """

@@ -4,9 +4,10 @@ With G_ij = exp(g_{j+1} + ... + g_i) for j <= i and 0 above the diagonal, p_i = 
 s_i = exp(g_{i+1} + ... + g_C), the state S before the chunk, and u_i = beta_i (v_i - k_i S'_i) what step i writes, where
 S'_i = exp(g_i) S_{i-1} is what it finds:
 
-    L_ij = beta_i G_ij (k_i . k_j) for j < i,   M = (I + L)^-1                     ``relations``, ``inverse``
-    U    = M (beta (V - p K S))                                                    ``forward``
-    Y    = p Q S + [G (Q K^T)] U
+    L_ij = beta_i G_ij (k_i . k_j) for j < i,   M = (I + L)^-1         does not depend on the state,
+    A_ij = G_ij (q_i . k_j)                                            nor does this
+    U    = M (beta (V - p K S))                                        ``forward``
+    Y    = p Q S + A U
     S_C  = p_C S + K^T (s U)
 
 The entries of M are bounded where beta |k|^2 <= 2: M_ij = -beta_i k_i (I - beta k k^T)_{i-1} ... (I - beta k k^T)_{j+1} k_j
@@ -24,7 +25,7 @@ The adjoint. D_i is the cotangent of S_i with all that comes after, D that of S_
 In a chunk, the first line is a system with the transposed matrix, and the rest are products (``backward``, ``gather``,
 ``gradients``):
 
-    dU   = M^T (s K D + [G (Q K^T)]^T dY)
+    dU   = M^T (s K D + A^T dY)
     D_0  = p_C D + Q^T (p dY) - K^T (p beta dU)         cotangent of S
     dQ   = p dY S^T + [G (dY U^T)] K
     Z    = p dU S^T + [G (dU U^T)] K                    strictly below the diagonal
@@ -48,16 +49,14 @@ from pallas_kernels.chunked.chunk import sums_between
 LEAF = 16  # steps per block whose inverse is made row by row
 
 
-class Relations(NamedTuple):
+class Decays(NamedTuple):
     """Decays of a chunk.
 
     Attributes:
-      through: [C, C], G.
       prefix, suffix: [C, 1], p and s.
       total: [1, 1], p_C.
     """
 
-    through: Any
     prefix: Any
     suffix: Any
     total: Any
@@ -68,13 +67,20 @@ def places(size: int) -> tuple:
     return tuple(lax.broadcasted_iota(jnp.int32, (size, size), n) for n in (0, 1))
 
 
-def relations(decay) -> Relations:
+def factors(decay) -> Decays:
     """The decays of a chunk from log decays [1, C], float32 and finite."""
     row, column = places(decay.shape[1])
-    between, prefix, suffix = sums_between(decay, row, column)
+    prefix = jnp.sum(jnp.where(column <= row, decay, 0), axis=1, keepdims=True)
+    suffix = jnp.sum(jnp.where(column > row, decay, 0), axis=1, keepdims=True)
+    return Decays(jnp.exp(prefix), jnp.exp(suffix), jnp.exp(jnp.sum(decay, axis=1, keepdims=True)))
+
+
+def through(decay) -> Any:
+    """G [C, C] of a chunk from log decays [1, C], float32 and finite."""
+    row, column = places(decay.shape[1])
+    between, _, _ = sums_between(decay, row, column)
     seen = column <= row
-    through = jnp.where(seen, jnp.exp(jnp.where(seen, between, 0)), 0)
-    return Relations(through, jnp.exp(prefix), jnp.exp(suffix), jnp.exp(jnp.sum(decay, axis=1, keepdims=True)))
+    return jnp.where(seen, jnp.exp(jnp.where(seen, between, 0)), 0)
 
 
 def eliminate(blocks: tuple, size: int) -> tuple:
@@ -101,14 +107,14 @@ def eliminate(blocks: tuple, size: int) -> tuple:
     return lax.fori_loop(0, size - 1, step, (identity,) * len(blocks))
 
 
-def forward(q, k, v, beta, inverse, state, decays: Relations, dot: Callable) -> tuple:
+def forward(q, k, v, beta, inverse, scores, state, decays: Decays, dot: Callable) -> tuple:
     """One chunk.
 
     Args:
       q, k: [C, K].
       v: [C, V].
       beta: [C, 1] in float32.
-      inverse: M [C, C] in float32.
+      inverse, scores: M and A [C, C].
       state: [K, V] in float32.
       decays: of the chunk.
       dot: (left, right, form) -> float32 product; form "nn", "nt" or "tn" says what is transposed.
@@ -117,14 +123,14 @@ def forward(q, k, v, beta, inverse, state, decays: Relations, dot: Callable) -> 
       (y [C, V], u [C, V], the new state), all float32.
     """
     u = dot(inverse, beta * (v - decays.prefix * dot(k, state, "nn")), "nn")
-    y = decays.prefix * dot(q, state, "nn") + dot(decays.through * dot(q, k, "nt"), u, "nn")
+    y = decays.prefix * dot(q, state, "nn") + dot(scores, u, "nn")
     return y, u, decays.total * state + dot(k, decays.suffix * u, "tn")
 
 
-def backward(q, k, y_bar, beta, inverse, state_bar, decays: Relations, dot: Callable) -> tuple:
+def backward(q, k, y_bar, beta, inverse, scores, state_bar, decays: Decays, dot: Callable) -> tuple:
     """(dU [C, V], cotangent of the state before the chunk) for ``state_bar`` [K, V], that of the state after it."""
-    late = dot(decays.through * dot(q, k, "nt"), y_bar, "tn")
-    u_bar = dot(inverse, decays.suffix * dot(k, state_bar, "nn") + late, "tn")
+    u_bar = decays.suffix * dot(k, state_bar, "nn") + dot(scores, y_bar, "tn")
+    u_bar = dot(inverse, u_bar, "tn")
     state_bar = decays.total * state_bar + dot(q, decays.prefix * y_bar, "tn")
     return u_bar, state_bar - dot(k, decays.prefix * beta * u_bar, "tn")
 
@@ -165,11 +171,15 @@ def gather(v, y_bar, u, u_bar, state, state_bar, dot: Callable) -> Sums:
     )
 
 
-def gradients(q, k, beta, sums: Sums, decays: Relations, dot: Callable) -> tuple:
-    """(dq [C, K], dk [C, K], dbeta [C, 1], dg [1, C]) of a chunk, float32."""
+def gradients(q, k, beta, sums: Sums, decay, dot: Callable) -> tuple:
+    """(dq [C, K], dk [C, K], dbeta [C, 1], dg [1, C]) of a chunk, float32.
+
+    Where keys are cut into blocks, the last two are sums over the blocks, and ``sums.values`` counts in one of them only.
+    """
     row, column = places(q.shape[0])
-    outputs = decays.through * sums.outputs
-    writes = jnp.where(column < row, decays.through * sums.writes, 0)
+    decays, weights = factors(decay), through(decay)
+    outputs = weights * sums.outputs
+    writes = jnp.where(column < row, weights * sums.writes, 0)
     q_bar = decays.prefix * sums.read + dot(outputs, k, "nn")
     found = decays.prefix * sums.found + dot(writes, k, "nn")
     written = decays.suffix * sums.written

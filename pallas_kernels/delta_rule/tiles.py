@@ -10,19 +10,19 @@ from pallas_kernels.delta_rule.chunk import LEAF
 
 PROGRAMS = 128  # about one per multiprocessor of an H100
 STATE = 8192  # floats of the state that one GPU program keeps in registers: 32 per thread of eight warps
-ROWS = 8192  # steps times keys of a GPU program, in 16 bits; half as many in 32
 
 
 class Tiles(NamedTuple):
     """Attributes:
     chunk: steps per chunk.
     width: columns of the state that one program of the sequential passes carries.
-    gathered: columns that the pass of the gradients takes at a time.
-    warps: of a GPU program of the sequential passes; that of the gradients has eight.
+    keys, gathered: keys of one program of the gradients, and columns that it takes at a time.
+    warps: of a GPU program of the sequential passes.
     """
 
     chunk: int
     width: int
+    keys: int
     gathered: int
     warps: int
 
@@ -36,12 +36,12 @@ def fits(platform: str, keys: int, values: int, dtype: DTypeLike) -> bool:
 def tiles(platform: str, rows: int, steps: int, keys: int, values: int, dtype: DTypeLike) -> Tiles:
     """Tiles for ``rows`` = batch times heads."""
     if platform == "tpu":
-        return Tiles(max(LEAF, min(128, power_of_two(steps))), values, values, 0)
+        return Tiles(max(LEAF, min(128, power_of_two(steps))), values, keys, values, 0)
     keys, values = (max(16, power_of_two(n)) for n in (keys, values))
     narrow = jnp.dtype(dtype).itemsize == 2
-    most = min(64 if narrow else 32, (ROWS if narrow else ROWS // 2) // keys)
-    chunk = max(LEAF, min(most, power_of_two(steps)))
+    chunk = max(LEAF, min(64 if narrow else 32, power_of_two(steps)))
     width = max(16, min(values, STATE // keys))
     while width > 16 and rows * (values // width) < PROGRAMS:
         width //= 2
-    return Tiles(chunk, width, min(values, 64 if narrow else 32), 8 if keys * width > 4096 else 4)
+    gathered = min(values, 64 if narrow else 32)
+    return Tiles(chunk, width, min(keys, 128 if narrow else 64), gathered, 8 if keys * width > 4096 else 4)

@@ -1,6 +1,6 @@
 """The gated delta rule on a TPU (Mosaic), in three kernels, all with the grid (batch * heads, chunks).
 
-    inverses    M of every chunk
+    prepare     M and A of every chunk
     forward     walks over the chunks with the state [K, V] in VMEM
     backward    from the last chunk to the first with the state's cotangent, and all gradients on the way
 
@@ -135,28 +135,30 @@ def _gates(ref):
     return beta, jnp.maximum(ref[1:2], NOTHING)
 
 
-def inverses(k, beta, log_decay, tiles: Tiles, *, interpret):
-    """M = (I + L)^-1 of every chunk, [B H, chunks, C, C] in float32; arguments as in ``gpu.inverses``."""
+def prepare(q, k, beta, log_decay, tiles: Tiles, *, interpret):
+    """M = (I + L)^-1 and A of every chunk, both [B H, chunks, C, C] in the storage type; arguments as in ``gpu.prepare``."""
     batch, steps, heads = beta.shape
     size = tiles.chunk
     layout = _Layout(batch, steps, heads, size)
     dot, exact = _dot(k.dtype), _dot(jnp.dtype(jnp.float32))
 
-    def kernel(k_ref, gates_ref, out_ref):
+    def kernel(q_ref, k_ref, gates_ref, inverse_ref, scores_ref):
         row, column = chunk.places(size)
         beta, decay = _gates(gates_ref)
-        product = beta * dot(k_ref[...], k_ref[...], "nt") * chunk.relations(decay).through
+        weights = chunk.through(decay)
+        scores_ref[...] = (weights * dot(q_ref[...], k_ref[...], "nt")).astype(scores_ref.dtype)
+        product = beta * weights * dot(k_ref[...], k_ref[...], "nt")
         (found,) = chunk.eliminate((product,), chunk.LEAF)
         width = chunk.LEAF
         while width < size:  # the inverse of [[A, 0], [B, D]] has -D^-1 B A^-1 below the diagonal
             below = (row & width != 0) & (row & -width == (column & -width) + width)
             found = found - exact(exact(found, jnp.where(below, product, 0), "nn"), found, "nn")
             width *= 2
-        out_ref[...] = found
+        inverse_ref[...] = found.astype(inverse_ref.dtype)
 
-    result = jax.ShapeDtypeStruct((*layout.grid, size, size), jnp.float32), layout.borders((size, size))
-    inputs = [layout.rows(k), layout.lines(beta, log_decay)]
-    return layout.call(kernel, inputs, [result], "inverses", interpret, parallel=True)[0]
+    result = jax.ShapeDtypeStruct((*layout.grid, size, size), k.dtype), layout.borders((size, size))
+    inputs = [layout.rows(q), layout.rows(k), layout.lines(beta, log_decay)]
+    return layout.call(kernel, inputs, [result] * 2, "prepare", interpret, parallel=True)
 
 
 def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret):
@@ -165,9 +167,9 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
     storage, keys, size = v.dtype, q.shape[-1], tiles.chunk
     layout = _Layout(batch, steps, heads, size)
     dot = _dot(storage)
-    inverse = inverses(k, beta, log_decay, tiles, interpret=interpret)
+    inverse, scores = prepare(q, k, beta, log_decay, tiles, interpret=interpret)
 
-    def kernel(q_ref, k_ref, v_ref, gates_ref, inverse_ref, initial_ref, y_ref, last_ref, *rest):
+    def kernel(q_ref, k_ref, v_ref, gates_ref, inverse_ref, scores_ref, initial_ref, y_ref, last_ref, *rest):
         *kept, state_ref = rest
 
         @pl.when(pl.program_id(1) == 0)
@@ -178,8 +180,9 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
         if keep:
             kept[1][...] = state_ref[...].astype(storage)
         y, u, state = chunk.forward(
-            q_ref[...], k_ref[...], v_ref[...], beta, inverse_ref[...], state_ref[...], chunk.relations(decay), dot
-        )
+            q_ref[...], k_ref[...], v_ref[...], beta, inverse_ref[...], scores_ref[...], state_ref[...],
+            chunk.factors(decay), dot,
+        )  # fmt: skip
         y_ref[...] = y.astype(storage)
         if keep:
             kept[0][...] = u.astype(storage)
@@ -193,7 +196,7 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
     inputs = [
         *(layout.rows(a) for a in (q, k, v)),
         layout.lines(beta, log_decay),
-        (inverse, layout.borders((size, size))),
+        *((a, layout.borders((size, size))) for a in (inverse, scores)),
         (initial.reshape(-1, *square), layout.whole(square)),
     ]
     results = [
@@ -206,7 +209,7 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
     y, last, *kept = layout.call(
         kernel, inputs, results, "forward", interpret, [tpu.VMEM(square, jnp.float32)]
     )  # fmt: skip
-    return layout.back(y, values), last.reshape(initial.shape), (inverse, *kept) if keep else None
+    return layout.back(y, values), last.reshape(initial.shape), (inverse, scores, *kept) if keep else None
 
 
 def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, interpret):
@@ -215,10 +218,10 @@ def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, i
     storage, keys, size = v.dtype, q.shape[-1], tiles.chunk
     layout = _Layout(batch, steps, heads, size, reverse=True)
     dot = _dot(storage)
-    inverse, u, starts = kept
+    inverse, scores, u, starts = kept
 
     def kernel(
-        q_ref, k_ref, v_ref, gates_ref, ybar_ref, inverse_ref, u_ref, start_ref, last_ref,
+        q_ref, k_ref, v_ref, gates_ref, ybar_ref, inverse_ref, scores_ref, u_ref, start_ref, last_ref,
         qbar_ref, kbar_ref, vbar_ref, lines_ref, first_ref, state_ref,
     ):  # fmt: skip
         @pl.when(pl.program_id(1) == 0)
@@ -227,10 +230,11 @@ def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, i
 
         q, k, y_bar, state_bar = q_ref[...], k_ref[...], ybar_ref[...], state_ref[...]
         beta, decay = _gates(gates_ref)
-        decays = chunk.relations(decay)
-        u_bar, before = chunk.backward(q, k, y_bar, beta, inverse_ref[...], state_bar, decays, dot)
+        u_bar, before = chunk.backward(
+            q, k, y_bar, beta, inverse_ref[...], scores_ref[...], state_bar, chunk.factors(decay), dot
+        )
         sums = chunk.gather(v_ref[...], y_bar, u_ref[...], u_bar, start_ref[...], state_bar, dot)
-        q_bar, k_bar, beta_bar, decay_bar = chunk.gradients(q, k, beta, sums, decays, dot)
+        q_bar, k_bar, beta_bar, decay_bar = chunk.gradients(q, k, beta, sums, decay, dot)
         qbar_ref[...] = q_bar.astype(qbar_ref.dtype)
         kbar_ref[...] = k_bar.astype(kbar_ref.dtype)
         vbar_ref[...] = (beta * u_bar).astype(storage)
@@ -251,7 +255,7 @@ def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, i
         *(layout.rows(a) for a in (q, k, v)),
         layout.lines(beta, log_decay),
         layout.rows(y_bar),
-        (inverse, layout.borders((size, size))),
+        *((a, layout.borders((size, size))) for a in (inverse, scores)),
         (u, u_spec),
         (starts, layout.borders(square)),
         (last_bar.reshape(-1, *square), layout.whole(square)),
