@@ -107,14 +107,14 @@ def eliminate(blocks: tuple, size: int) -> tuple:
     return lax.fori_loop(0, size - 1, step, (identity,) * len(blocks))
 
 
-def forward(q, k, v, beta, inverse, scores, state, decays: Decays, dot: Callable) -> tuple:
+def forward(q, k, v, beta, inverse, attention, state, decays: Decays, dot: Callable) -> tuple:
     """One chunk.
 
     Args:
       q, k: [C, K].
       v: [C, V].
       beta: [C, 1] in float32.
-      inverse, scores: M and A [C, C].
+      inverse, attention: M and A [C, C].
       state: [K, V] in float32.
       decays: of the chunk.
       dot: (left, right, form) -> float32 product; form "nn", "nt" or "tn" says what is transposed.
@@ -123,13 +123,13 @@ def forward(q, k, v, beta, inverse, scores, state, decays: Decays, dot: Callable
       (y [C, V], u [C, V], the new state), all float32.
     """
     u = dot(inverse, beta * (v - decays.prefix * dot(k, state, "nn")), "nn")
-    y = decays.prefix * dot(q, state, "nn") + dot(scores, u, "nn")
+    y = decays.prefix * dot(q, state, "nn") + dot(attention, u, "nn")
     return y, u, decays.total * state + dot(k, decays.suffix * u, "tn")
 
 
-def backward(q, k, y_bar, beta, inverse, scores, state_bar, decays: Decays, dot: Callable) -> tuple:
+def backward(q, k, y_bar, beta, inverse, attention, state_bar, decays: Decays, dot: Callable) -> tuple:
     """(dU [C, V], cotangent of the state before the chunk) for ``state_bar`` [K, V], that of the state after it."""
-    u_bar = decays.suffix * dot(k, state_bar, "nn") + dot(scores, y_bar, "tn")
+    u_bar = decays.suffix * dot(k, state_bar, "nn") + dot(attention, y_bar, "tn")
     u_bar = dot(inverse, u_bar, "tn")
     state_bar = decays.total * state_bar + dot(q, decays.prefix * y_bar, "tn")
     return u_bar, state_bar - dot(k, decays.prefix * beta * u_bar, "tn")

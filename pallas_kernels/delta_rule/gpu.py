@@ -1,6 +1,7 @@
-"""The gated delta rule on a GPU (Triton lowering), in four kernels.
+"""The gated delta rule on a GPU (Triton lowering), in five kernels.
 
-    prepare     grid (batch * heads, chunks)               M and A of every chunk, in blocks of 16 steps
+    inverses    grid (batch * heads, chunks)               M of every chunk, in blocks of 16 steps
+    scores      grid (batch * heads, chunks)               A of every chunk
     forward     grid (batch * heads, blocks of columns)    walks over the chunks with the state [K, columns] in registers
     backward    the same, from the last chunk to the first, with the state's cotangent
     gradients   grid (batch * heads, chunks, blocks of K)  products over all columns, from the states at the chunk borders
@@ -118,22 +119,22 @@ class _Place:
         triton.store(at, value.astype(ref.dtype), mask=mask)
 
 
-def prepare(q, k, beta, log_decay, tiles: Tiles, *, interpret):
-    """M = (I + L)^-1 and A of every chunk, both [B, H, chunks, C, C] in the storage type; see ``chunk``.
+def inverses(k, beta, log_decay, tiles: Tiles, *, interpret):
+    """M = (I + L)^-1 of every chunk, [B, H, chunks, C, C] in the storage type; see ``chunk``.
 
     Args:
-      q, k: [B, T, G, K].
+      k: [B, T, G, K].
       beta, log_decay: [B, T, H].
       tiles: as made for these sizes.
       interpret: run as plain JAX.
     """
     batch, steps, heads = beta.shape
     wide = max(16, power_of_two(k.shape[-1]))
-    narrow = min(wide, 64)
+    piece = min(wide, 64)
     chunks, leaf, blocks = -(-steps // tiles.chunk), chunk.LEAF, tiles.chunk // chunk.LEAF
     dot, exact = _dot(k.dtype, interpret), _dot(jnp.dtype(jnp.float32), interpret)
 
-    def kernel(q_ref, k_ref, beta_ref, decay_ref, inverse_ref, scores_ref):
+    def kernel(k_ref, beta_ref, decay_ref, out_ref):
         place, n = _Place(heads, steps, tiles.chunk), pl.program_id(1)
         t = n * tiles.chunk
         decay = place.decay(decay_ref, t, tiles.chunk)
@@ -148,32 +149,22 @@ def prepare(q, k, beta, log_decay, tiles: Tiles, *, interpret):
             parts = (part[None, :] if axis == 0 else part[:, None] for part in (coarse, decay - coarse))
             return [jnp.sum(jnp.where(seen, part, 0), axis=1 - axis, keepdims=True) for part in parts]
 
-        def store(ref, i, j, block):
-            here = place.b, place.h, n, slice(leaf * i, leaf * (i + 1)), slice(leaf * j, leaf * (j + 1))
-            triton.store(ref.at[here], block.astype(ref.dtype))
+        def products(n, sums):
+            """Adds those of the last key block of ``sums`` with it and all before, over a piece of the keys."""
+            blocks = [place.load(k_ref, t + leaf * j, leaf, piece, n * piece) for j in range(len(sums))]
+            return [old + dot(blocks[-1], block, "nt") for old, block in zip(sums, blocks, strict=True)]
 
         lying = [until(j, 1) for j in range(blocks)]
         lower = {}
         for i in range(blocks):
-
-            def products(piece, sums, i=i):
-                """Adds those of block row i of Q and of K with K, over a piece of the keys."""
-                fetch = functools.partial(place.load, count=leaf, width=narrow, first=piece * narrow)
-                left = [fetch(ref, t + leaf * i) for ref in (q_ref, k_ref)]
-                right = [fetch(k_ref, t + leaf * j) for j in range(i + 1)]
-                return [[old + dot(a, b, "nt") for old, b in zip(row, right, strict=True)] for row, a in zip(
-                    sums, left, strict=True)]  # fmt: skip
-
-            zeros = [[jnp.zeros((leaf, leaf), jnp.float32)] * (i + 1) for _ in range(2)]
-            reads, writes = lax.fori_loop(0, wide // narrow, products, zeros)
+            zeros = [jnp.zeros((leaf, leaf), jnp.float32)] * (i + 1)
+            sums = lax.fori_loop(0, wide // piece, products, zeros)
             upright = until(i, 0)
             beta = place.line(beta_ref, t + leaf * i, leaf)[:, None]
             for j in range(i + 1):
-                seen = column <= row if i == j else column >= 0
+                seen = column < row if i == j else column >= 0
                 between = sum(a - b for a, b in zip(upright, lying[j], strict=True))
-                weights = jnp.where(seen, jnp.exp(jnp.where(seen, between, 0)), 0)
-                store(scores_ref, i, j, weights * reads[j])
-                lower[i, j] = beta * weights * writes[j]
+                lower[i, j] = jnp.where(seen, beta * sums[j] * jnp.exp(jnp.where(seen, between, 0)), 0)
         diagonal = chunk.eliminate(tuple(lower[i, i] for i in range(blocks)), leaf)
         for j in range(blocks):  # below the diagonal: M_ij = -M_ii sum_m L_im M_mj
             found = {j: diagonal[j]}
@@ -181,18 +172,41 @@ def prepare(q, k, beta, log_decay, tiles: Tiles, *, interpret):
                 inner = sum(exact(lower[i, m], found[m], "nn") for m in range(j, i))
                 found[i] = -exact(diagonal[i], inner, "nn")
             for i in range(blocks):
-                store(inverse_ref, i, j, found.get(i, jnp.zeros((leaf, leaf), jnp.float32)))
-                if i < j:
-                    store(scores_ref, i, j, jnp.zeros((leaf, leaf), jnp.float32))
+                here = place.b, place.h, n, slice(leaf * i, leaf * (i + 1)), slice(leaf * j, leaf * (j + 1))
+                block = found.get(i, jnp.zeros((leaf, leaf), jnp.float32))
+                triton.store(out_ref.at[here], block.astype(out_ref.dtype))
 
     return pl.pallas_call(
         kernel,
-        out_shape=[jax.ShapeDtypeStruct((batch, heads, chunks, tiles.chunk, tiles.chunk), k.dtype)] * 2,
+        out_shape=jax.ShapeDtypeStruct((batch, heads, chunks, tiles.chunk, tiles.chunk), k.dtype),
         grid=(batch * heads, chunks),
         compiler_params=gpu_params(num_warps=4, num_stages=1),
         interpret=interpret,
-        name="delta_rule_prepare",
-    )(q, k, beta, log_decay)
+        name="delta_rule_inverses",
+    )(k, beta, log_decay)
+
+
+def scores(q, k, log_decay, tiles: Tiles, *, interpret):
+    """A of every chunk; arguments and result as in ``inverses``."""
+    batch, steps, heads = log_decay.shape
+    wide, size = max(16, power_of_two(k.shape[-1])), tiles.chunk
+    chunks = -(-steps // size)
+    dot = _dot(k.dtype, interpret)
+
+    def kernel(q_ref, k_ref, decay_ref, out_ref):
+        place, n = _Place(heads, steps, size), pl.program_id(1)
+        q, k = (place.load(ref, n * size, size, wide) for ref in (q_ref, k_ref))
+        weights = chunk.through(place.decay(decay_ref, n * size, size)[None, :])
+        out_ref[place.b, place.h, n] = (weights * dot(q, k, "nt")).astype(out_ref.dtype)
+
+    return pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct((batch, heads, chunks, size, size), k.dtype),
+        grid=(batch * heads, chunks),
+        compiler_params=gpu_params(num_warps=4, num_stages=1),
+        interpret=interpret,
+        name="delta_rule_scores",
+    )(q, k, log_decay)
 
 
 def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret):
@@ -216,9 +230,10 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
     wide = max(16, power_of_two(keys))
     chunks = -(-steps // size)
     dot = _dot(storage, interpret)
-    inverse, scores = prepare(q, k, beta, log_decay, tiles, interpret=interpret)
+    inverse = inverses(k, beta, log_decay, tiles, interpret=interpret)
+    attention = scores(q, k, log_decay, tiles, interpret=interpret)
 
-    def kernel(q_ref, k_ref, v_ref, beta_ref, decay_ref, inverse_ref, scores_ref, initial_ref, y_ref, last_ref, *kept):
+    def kernel(q_ref, k_ref, v_ref, beta_ref, decay_ref, inverse_ref, attention_ref, initial_ref, y_ref, last_ref, *kept):
         place = _Place(heads, steps, tiles.chunk)
         first = pl.program_id(1) * tiles.width
 
@@ -228,10 +243,10 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
             v = place.load(v_ref, t, size, tiles.width, first)
             beta = place.line(beta_ref, t, size)[:, None]
             decays = chunk.factors(place.decay(decay_ref, t, size)[None, :])
-            inverse, scores = (ref[place.b, place.h, n] for ref in (inverse_ref, scores_ref))
+            inverse, attention = (ref[place.b, place.h, n] for ref in (inverse_ref, attention_ref))
             if keep:
                 place.store_state(kept[1], (n,), state, first)
-            y, u, state = chunk.forward(q, k, v, beta, inverse, scores, state, decays, dot)
+            y, u, state = chunk.forward(q, k, v, beta, inverse, attention, state, decays, dot)
             place.store(y_ref, t, y, first)
             if keep:
                 place.store(kept[0], t, u, first)
@@ -248,11 +263,11 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
         kernel,
         out_shape=shapes,
         grid=(batch * heads, -(-values // tiles.width)),
-        compiler_params=gpu_params(num_warps=tiles.warps, num_stages=1),
+        compiler_params=gpu_params(num_warps=tiles.warps, num_stages=2),
         interpret=interpret,
         name="delta_rule_forward",
-    )(q, k, v, beta, log_decay, inverse, scores, initial)
-    return y, last, (inverse, scores, *kept) if keep else None
+    )(q, k, v, beta, log_decay, inverse, attention, initial)
+    return y, last, (inverse, attention, *kept) if keep else None
 
 
 def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, interpret):
@@ -268,14 +283,14 @@ def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, i
       Cotangents of q and k [B, T, H, K] (float32 where heads share them), v, beta and log_decay (float32), and initial.
     """
     batch, steps, heads, values = v.shape
-    inverse, scores, u, starts = kept
+    inverse, attention, u, starts = kept
     storage, keys, size = v.dtype, q.shape[-1], tiles.chunk
     wide = max(16, power_of_two(keys))
     chunks = -(-steps // size)
     dot = _dot(storage, interpret)
 
     def walk(
-        q_ref, k_ref, y_ref, beta_ref, decay_ref, inverse_ref, scores_ref, last_ref, u_ref, ends_ref, first_ref
+        q_ref, k_ref, y_ref, beta_ref, decay_ref, inverse_ref, attention_ref, last_ref, u_ref, ends_ref, first_ref
     ):  # fmt: skip
         place = _Place(heads, steps, tiles.chunk)
         first = pl.program_id(1) * tiles.width
@@ -288,8 +303,8 @@ def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, i
             y_bar = place.load(y_ref, t, size, tiles.width, first)
             beta = place.line(beta_ref, t, size)[:, None]
             decays = chunk.factors(place.decay(decay_ref, t, size)[None, :])
-            inverse, scores = (ref[place.b, place.h, n] for ref in (inverse_ref, scores_ref))
-            u_bar, state_bar = chunk.backward(q, k, y_bar, beta, inverse, scores, state_bar, decays, dot)
+            inverse, attention = (ref[place.b, place.h, n] for ref in (inverse_ref, attention_ref))
+            u_bar, state_bar = chunk.backward(q, k, y_bar, beta, inverse, attention, state_bar, decays, dot)
             place.store(u_ref, t, u_bar, first)
             return state_bar
 
@@ -304,10 +319,10 @@ def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, i
             jax.ShapeDtypeStruct(last_bar.shape, jnp.float32),
         ],
         grid=(batch * heads, -(-values // tiles.width)),
-        compiler_params=gpu_params(num_warps=tiles.warps, num_stages=1),
+        compiler_params=gpu_params(num_warps=tiles.warps, num_stages=2),
         interpret=interpret,
         name="delta_rule_backward",
-    )(q, k, y_bar, beta, log_decay, inverse, scores, last_bar)
+    )(q, k, y_bar, beta, log_decay, inverse, attention, last_bar)
 
     def collect(
         q_ref, k_ref, v_ref, beta_ref, decay_ref, y_ref, u_ref, ubar_ref, starts_ref, ends_ref,
@@ -348,7 +363,7 @@ def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, i
         collect,
         out_shape=[keyed, keyed, jax.ShapeDtypeStruct(v.shape, storage), line, line],
         grid=(batch * heads, chunks, blocks),
-        compiler_params=gpu_params(num_warps=8, num_stages=1),
+        compiler_params=gpu_params(num_warps=8, num_stages=2),
         interpret=interpret,
         name="delta_rule_gradients",
     )(q, k, v, beta, log_decay, y_bar, u, u_bar, starts, ends)

@@ -9,7 +9,7 @@ from pallas_kernels.chunked.tiles import power_of_two
 from pallas_kernels.delta_rule.chunk import LEAF
 
 PROGRAMS = 128  # about one per multiprocessor of an H100
-STATE = 8192  # floats of the state that one GPU program keeps in registers: 32 per thread of eight warps
+STATE = 4096  # floats of the state that one GPU program keeps in registers: 32 per thread of four warps
 
 
 class Tiles(NamedTuple):
@@ -40,8 +40,8 @@ def tiles(platform: str, rows: int, steps: int, keys: int, values: int, dtype: D
     keys, values = (max(16, power_of_two(n)) for n in (keys, values))
     narrow = jnp.dtype(dtype).itemsize == 2
     chunk = max(LEAF, min(64 if narrow else 32, power_of_two(steps)))
-    width = max(16, min(values, STATE // keys))
+    width = min(values, max(32, STATE // keys) if narrow else max(16, STATE // 2 // keys))
     while width > 16 and rows * (values // width) < PROGRAMS:
         width //= 2
     gathered = min(values, 64 if narrow else 32)
-    return Tiles(chunk, width, min(keys, 128 if narrow else 64), gathered, 8 if keys * width > 4096 else 4)
+    return Tiles(chunk, width, min(keys, 128 if narrow else 64), gathered, 8 if keys * width > STATE else 4)

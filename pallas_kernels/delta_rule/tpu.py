@@ -136,17 +136,17 @@ def _gates(ref):
 
 
 def prepare(q, k, beta, log_decay, tiles: Tiles, *, interpret):
-    """M = (I + L)^-1 and A of every chunk, both [B H, chunks, C, C] in the storage type; arguments as in ``gpu.prepare``."""
+    """M = (I + L)^-1 and A of every chunk, both [B H, chunks, C, C] in the storage type; arguments as in ``gpu.inverses``."""
     batch, steps, heads = beta.shape
     size = tiles.chunk
     layout = _Layout(batch, steps, heads, size)
     dot, exact = _dot(k.dtype), _dot(jnp.dtype(jnp.float32))
 
-    def kernel(q_ref, k_ref, gates_ref, inverse_ref, scores_ref):
+    def kernel(q_ref, k_ref, gates_ref, inverse_ref, attention_ref):
         row, column = chunk.places(size)
         beta, decay = _gates(gates_ref)
         weights = chunk.through(decay)
-        scores_ref[...] = (weights * dot(q_ref[...], k_ref[...], "nt")).astype(scores_ref.dtype)
+        attention_ref[...] = (weights * dot(q_ref[...], k_ref[...], "nt")).astype(attention_ref.dtype)
         product = beta * weights * dot(k_ref[...], k_ref[...], "nt")
         (found,) = chunk.eliminate((product,), chunk.LEAF)
         width = chunk.LEAF
@@ -167,9 +167,9 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
     storage, keys, size = v.dtype, q.shape[-1], tiles.chunk
     layout = _Layout(batch, steps, heads, size)
     dot = _dot(storage)
-    inverse, scores = prepare(q, k, beta, log_decay, tiles, interpret=interpret)
+    inverse, attention = prepare(q, k, beta, log_decay, tiles, interpret=interpret)
 
-    def kernel(q_ref, k_ref, v_ref, gates_ref, inverse_ref, scores_ref, initial_ref, y_ref, last_ref, *rest):
+    def kernel(q_ref, k_ref, v_ref, gates_ref, inverse_ref, attention_ref, initial_ref, y_ref, last_ref, *rest):
         *kept, state_ref = rest
 
         @pl.when(pl.program_id(1) == 0)
@@ -180,7 +180,7 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
         if keep:
             kept[1][...] = state_ref[...].astype(storage)
         y, u, state = chunk.forward(
-            q_ref[...], k_ref[...], v_ref[...], beta, inverse_ref[...], scores_ref[...], state_ref[...],
+            q_ref[...], k_ref[...], v_ref[...], beta, inverse_ref[...], attention_ref[...], state_ref[...],
             chunk.factors(decay), dot,
         )  # fmt: skip
         y_ref[...] = y.astype(storage)
@@ -196,7 +196,7 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
     inputs = [
         *(layout.rows(a) for a in (q, k, v)),
         layout.lines(beta, log_decay),
-        *((a, layout.borders((size, size))) for a in (inverse, scores)),
+        *((a, layout.borders((size, size))) for a in (inverse, attention)),
         (initial.reshape(-1, *square), layout.whole(square)),
     ]
     results = [
@@ -209,7 +209,7 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
     y, last, *kept = layout.call(
         kernel, inputs, results, "forward", interpret, [tpu.VMEM(square, jnp.float32)]
     )  # fmt: skip
-    return layout.back(y, values), last.reshape(initial.shape), (inverse, scores, *kept) if keep else None
+    return layout.back(y, values), last.reshape(initial.shape), (inverse, attention, *kept) if keep else None
 
 
 def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, interpret):
@@ -218,10 +218,10 @@ def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, i
     storage, keys, size = v.dtype, q.shape[-1], tiles.chunk
     layout = _Layout(batch, steps, heads, size, reverse=True)
     dot = _dot(storage)
-    inverse, scores, u, starts = kept
+    inverse, attention, u, starts = kept
 
     def kernel(
-        q_ref, k_ref, v_ref, gates_ref, ybar_ref, inverse_ref, scores_ref, u_ref, start_ref, last_ref,
+        q_ref, k_ref, v_ref, gates_ref, ybar_ref, inverse_ref, attention_ref, u_ref, start_ref, last_ref,
         qbar_ref, kbar_ref, vbar_ref, lines_ref, first_ref, state_ref,
     ):  # fmt: skip
         @pl.when(pl.program_id(1) == 0)
@@ -231,7 +231,7 @@ def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, i
         q, k, y_bar, state_bar = q_ref[...], k_ref[...], ybar_ref[...], state_ref[...]
         beta, decay = _gates(gates_ref)
         u_bar, before = chunk.backward(
-            q, k, y_bar, beta, inverse_ref[...], scores_ref[...], state_bar, chunk.factors(decay), dot
+            q, k, y_bar, beta, inverse_ref[...], attention_ref[...], state_bar, chunk.factors(decay), dot
         )
         sums = chunk.gather(v_ref[...], y_bar, u_ref[...], u_bar, start_ref[...], state_bar, dot)
         q_bar, k_bar, beta_bar, decay_bar = chunk.gradients(q, k, beta, sums, decay, dot)
@@ -255,7 +255,7 @@ def backward(q, k, v, beta, log_decay, kept, y_bar, last_bar, tiles: Tiles, *, i
         *(layout.rows(a) for a in (q, k, v)),
         layout.lines(beta, log_decay),
         layout.rows(y_bar),
-        *((a, layout.borders((size, size))) for a in (inverse, scores)),
+        *((a, layout.borders((size, size))) for a in (inverse, attention)),
         (u, u_spec),
         (starts, layout.borders(square)),
         (last_bar.reshape(-1, *square), layout.whole(square)),

@@ -63,6 +63,8 @@ def kernel_options() -> dict[str, str | bool | None]:
 
 MATRIX_CHUNK = 32  # steps per chunk where the state is a matrix; 16 to 128 were tried on CPU, K, V 16 to 64
 
+DELTA_CHUNK = 64  # the same for the delta rule
+
 
 def linear_form(method: str, chunk_size: int | None, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, int]:
     """Resolves method and chunk size of ``linear_scan`` for inputs of ``shape`` [B, T, ...].
@@ -111,6 +113,16 @@ def matrix_form(
         kernel = "pallas" if _fits("chunked", keys, values, dtype) else "chunked"
         method = "sequential" if steps == 1 else kernel
     return method, min(chunk_size or MATRIX_CHUNK, steps)
+
+
+def delta_form(
+    method: str, chunk_size: int | None, steps: int, keys: int, values: int, dtype: np.dtype
+) -> tuple[str, int]:
+    """Resolves method and chunk size of ``gated_delta_rule``, as ``matrix_form`` does for ``linear_attention``."""
+    if method == "auto":
+        kernel = "pallas" if _fits("delta_rule", keys, values, dtype) else "chunked"
+        method = "sequential" if steps == 1 else kernel
+    return method, min(chunk_size or DELTA_CHUNK, steps)
 
 
 def selective_form(method: str, chunk_size: int | None, steps: int, size: int, dtype: np.dtype) -> tuple[str, int]:

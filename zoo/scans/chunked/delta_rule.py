@@ -15,7 +15,7 @@ Normalising and scaling queries and keys is the caller's. Shapes, with G heads o
     log_decay  [B, T, H] or None, g <= 0; -inf at the first token of a document lets exactly nothing through
     initial    [B, H, K, V]
 
-Forms, both with the same numbers up to rounding:
+Forms, all with the same numbers up to rounding:
 
     sequential   T steps, the meaning
     chunked      chunks of C steps. With G_ij = exp(g_{j+1} + ... + g_i) for j <= i, else 0, and p_i = exp(g_1 + ... + g_i),
@@ -25,9 +25,11 @@ Forms, both with the same numbers up to rounding:
 
                  whose solution is U - W S_0, with U and W solved for all chunks at once; then y_i = p_i q_i S_0 +
                  sum_j G_ij (q_i . k_j) u_j, and only the state goes from chunk to chunk. T/C dependent steps
+    pallas       a kernel of ``pallas_kernels``, interpreted on CPU; first derivatives in reverse mode only, and products
+                 of 16-bit operands where q, k and v are
 
-No exponent is positive. Everything is computed in at least float32. Derivatives of any order in both modes; reverse mode
-stores the inputs, U, W and the states at the chunk borders, and computes a chunk again when it gets there.
+No exponent is positive. Everything else is computed in at least float32, with derivatives of any order in both modes;
+reverse mode stores the inputs, U, W and the states at the chunk borders, and computes a chunk again when it gets there.
 
 Cost per head: O(T K V) sequential; O(T K V + T C (C + K + V)) chunked, in matrix products and triangular solves.
 """
@@ -38,12 +40,13 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
+from pallas_kernels import operation
 from zoo.checks import check_choice, check_floating
 from zoo.dtypes import accumulator
+from zoo.scans import _auto
 from zoo.scans.chunked.decay import _bounded, _check, _matmul, _spread, _sums_between
 
-METHODS = ("auto", "sequential", "chunked")
-_CHUNK = 64
+METHODS = ("auto", "sequential", "chunked", "pallas")
 
 
 def gated_delta_rule(
@@ -66,8 +69,8 @@ def gated_delta_rule(
       beta: [B, T, H], how much of the error is written.
       log_decay: [B, T, H], <= 0, -inf allowed; None: no decay.
       initial: [B, H, K, V], the state before the first step; zeros when None.
-      method: one of ``METHODS``; "auto": sequential for one step, else chunked.
-      chunk_size: steps per chunk (any T is allowed); None: 64, or T where that is less.
+      method: one of ``METHODS``; "auto" chooses from platform and shape by the table in ``zoo.scans._auto``.
+      chunk_size: steps per chunk of the chunked form (any T is allowed); chosen by the same table when None.
 
     Returns:
       y: [B, T, H, V] in the result type of q, k and v.
@@ -87,7 +90,9 @@ def gated_delta_rule(
             raise ValueError(f"{name} must have shape {[batch, steps, heads]}, got {list(array.shape)}")
     dtype = jnp.result_type(q, k, v)
     carried = accumulator(*(a.dtype for a in (q, k, v, beta, log_decay, initial) if a is not None))
-    size = min(steps, _CHUNK) if chunk_size is None else chunk_size
+    form, size = _auto.delta_form(method, chunk_size, steps, keys, values, dtype)
+    if form == "pallas":
+        return operation("delta_rule")(q, k, v, beta, log_decay, initial, **_auto.kernel_options())
     share = heads // groups
 
     def cut(array):
@@ -103,7 +108,7 @@ def gated_delta_rule(
         state = jnp.zeros((batch, groups, share, keys, values), carried)
     else:
         state = initial.astype(carried).reshape(batch, groups, share, keys, values)
-    if method == "sequential" or (method == "auto" and steps == 1):
+    if form == "sequential":
         state, y = lax.scan(jax.checkpoint(_chunk_of_steps, prevent_cse=False), state, inputs)
     else:
         written, read = jax.checkpoint(_solve)(*inputs[1:])
