@@ -98,6 +98,10 @@ def fill(name: str, arguments: Sequence[Any], seed: int = 0) -> list[Any]:
         ("chunked", 0): lambda a: normal(a, a.shape[-1] ** -0.5),
         ("chunked", 1): lambda a: normal(a, a.shape[-1] ** -0.5),
         ("chunked", 3): lambda a: -random.exponential(0.1, a.shape),
+        ("delta_rule", 0): lambda a: normal(a, a.shape[-1] ** -0.5),
+        ("delta_rule", 1): lambda a: normal(a, a.shape[-1] ** -0.5),
+        ("delta_rule", 3): lambda a: random.uniform(0.0, 1.0, a.shape),
+        ("delta_rule", 4): lambda a: -random.exponential(0.1, a.shape),
         ("selective_scan", 1): lambda a: random.uniform(0.001, 0.1, a.shape),
         ("selective_scan", 2): lambda a: -random.uniform(1.0, a.shape[-1], a.shape),
         ("newton", 1): lambda a: normal(a, 0.1),  # small enough for the cases' three iterations to reach rounding
@@ -302,6 +306,42 @@ def chunked_rivals(case: Case, arguments: Sequence[Any]) -> dict[str, Contender]
     return rivals
 
 
+def delta_rivals(case: Case, arguments: Sequence[Any]) -> dict[str, Contender]:
+    """delta_rule: the XLA form in chunks, and FLA's chunkwise kernels."""
+    from zoo.scans import gated_delta_rule
+
+    def heads(q, k, v, beta, g, state, *y_bar):
+        """The arguments with an axis of heads."""
+        keys, values = state.shape[2:]
+        q, k = (a.reshape(*a.shape[:2], -1, keys) for a in (q, k))
+        v, *y_bar = (a.reshape(*a.shape[:2], -1, values) for a in (v, *y_bar))
+        return q, k, v, beta, g, state, *y_bar
+
+    def plain(*flat):
+        y, last = gated_delta_rule(*heads(*flat), method="chunked")
+        return y.reshape(*y.shape[:2], -1), last
+
+    def both(*flat):
+        (y, last), pullback = jax.vjp(plain, *flat[:6])
+        return y, last, pullback((flat[6], jnp.zeros_like(last)))
+
+    backward = len(arguments) == 7
+    rivals = {"gated_delta_rule chunked": jitted(both if backward else plain, arguments)}
+    q, k, v, beta, g, _, *y_bar = heads(*arguments)
+    name = "chunk_delta_rule" if g is None else "chunk_gated_delta_rule"
+    kernel = _fla("fla.ops.delta_rule" if g is None else "fla.ops.gated_delta_rule", name)
+    if kernel is not None:
+        spread = v.shape[2] // q.shape[2]
+        values = {"q": jnp.repeat(q, spread, 2), "k": jnp.repeat(k, spread, 2), "v": v, "g": g, "beta": beta}
+        values = {key: _torch(a) for key, a in values.items() if a is not None}
+        rivals[f"fla {name}"] = torch_contender(
+            lambda *a: kernel(**dict(zip(values, a, strict=True)), scale=1.0)[0],
+            list(values.values()),
+            _torch(y_bar[0]) if backward else None,
+        )
+    return rivals
+
+
 def _blocks(matrices: Sequence[jax.Array], inputs: Sequence[jax.Array], initial: Sequence[jax.Array]) -> tuple:
     """Planes of 2 x 2 blocks as whole arrays."""
     whole = jnp.stack(matrices, -1)
@@ -394,6 +434,7 @@ SAME = (
     "lax.associative_scan",
     "affine_scan associative",
     "flashrnn vanilla_fwbw",
+    "gated_delta_rule chunked",
     "linear_attention chunked",
     "selective_scan chunked",
     "solve_recurrence newton",
@@ -402,6 +443,7 @@ RIVALS: dict[str, Callable[[Case, Sequence[Any]], dict[str, Contender]]] = {
     "linear_scan": scan_rivals,
     "rnn": rnn_rivals,
     "chunked": chunked_rivals,
+    "delta_rule": delta_rivals,
     "block_scan": block_rivals,
     "newton": newton_rivals,
     "selective_scan": selective_rivals,

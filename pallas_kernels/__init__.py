@@ -23,6 +23,7 @@ from collections.abc import Callable
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "block_scan": ("gpu", "tpu"),
     "chunked": ("gpu", "tpu"),
+    "delta_rule": ("gpu", "tpu"),
     "linear_scan": ("gpu", "tpu"),
     "newton": ("gpu", "tpu"),
     "rnn": ("gpu", "tpu"),

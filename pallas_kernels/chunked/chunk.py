@@ -47,7 +47,7 @@ def advance(
             return y + dot(reads, state, "nt"), state + dot(content, writes, "tn")
         return y + dot(reads, state, "nn"), state + dot(writes, content, "tn")
     if log_decay.shape[0] == 1:
-        between, prefix, suffix = _sums(log_decay, row, column)
+        between, prefix, suffix = sums_between(log_decay, row, column)
         between = jnp.where(early <= late, between if not reverse else -between, 0)
         y = dot(jnp.where(early <= late, scores * jnp.exp(between), 0), content, "nn")
         total = jnp.sum(log_decay, axis=1, keepdims=True)
@@ -66,7 +66,7 @@ def advance(
     return y + out * dot(reads, state, "nn"), jnp.exp(total) * state + dot(writes, content * into, "tn")
 
 
-def _sums(decay, row, column):
+def sums_between(decay, row, column):
     """From [1, C]: [C, C] with the sum over (column, row], negative above the diagonal, and prefix and suffix [C, 1].
 
     A difference of running sums loses the digits of a weak decay behind a strong one, so they are taken of multiples of

@@ -260,6 +260,38 @@ def delta_rule(q, k, v, beta, log_decay, initial):
     return y, state
 
 
+def delta_rule_gradient(q, k, v, beta, log_decay, initial, y_bar, last_bar):
+    """Cotangents of (q, k, v, beta, log_decay, initial) for cotangents of (y, last)."""
+    groups, heads = q.shape[2], v.shape[2]
+    q, k = _heads(q, heads), _heads(k, heads)
+    decay = np.zeros(beta.shape) if log_decay is None else log_decay
+    q_bar, k_bar, v_bar, beta_bar, decay_bar = (np.zeros(a.shape) for a in (q, k, v, beta, decay))
+    initial_bar = np.array(last_bar, float)
+    for b, h in np.ndindex(len(q), heads):
+        states = [initial[b, h]]
+        for t in range(q.shape[1]):
+            found = np.exp(decay[b, t, h]) * states[-1]
+            states.append(found + beta[b, t, h] * np.outer(k[b, t, h], v[b, t, h] - k[b, t, h] @ found))
+        carry = initial_bar[b, h]
+        for t in reversed(range(q.shape[1])):
+            key, strength, factor = k[b, t, h], beta[b, t, h], np.exp(decay[b, t, h])
+            found = factor * states[t]
+            error = v[b, t, h] - key @ found
+            q_bar[b, t, h] = states[t + 1] @ y_bar[b, t, h]
+            carry = carry + np.outer(q[b, t, h], y_bar[b, t, h])
+            back = key @ carry
+            v_bar[b, t, h] = strength * back
+            beta_bar[b, t, h] = back @ error
+            k_bar[b, t, h] = strength * (carry @ error - found @ back)
+            carry = carry - strength * np.outer(key, back)
+            decay_bar[b, t, h] = np.sum(carry * found)
+            carry = factor * carry
+        initial_bar[b, h] = carry
+    q_bar, k_bar = (a.reshape(*a.shape[:2], groups, -1, a.shape[-1]).sum(axis=3) for a in (q_bar, k_bar))
+    decays = () if log_decay is None else (decay_bar,)
+    return q_bar, k_bar, v_bar, beta_bar, *decays, initial_bar
+
+
 def stabilized(log_decay, log_inputs, initial):
     """The running maximum m_t = max(m_{t-1} + g_t, i_t), and both exponents relative to it."""
     maximum, gates, inputs = np.zeros(log_inputs.shape), np.zeros(log_inputs.shape), np.zeros(log_inputs.shape)

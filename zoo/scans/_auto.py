@@ -63,6 +63,8 @@ def kernel_options() -> dict[str, str | bool | None]:
 
 MATRIX_CHUNK = 32  # steps per chunk where the state is a matrix; 16 to 128 were tried on CPU, K, V 16 to 64
 
+DELTA_CHUNK = 64  # rows of keys and values in a chunk of the delta rule: the size of its triangular systems
+
 
 def linear_form(method: str, chunk_size: int | None, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, int]:
     """Resolves method and chunk size of ``linear_scan`` for inputs of ``shape`` [B, T, ...].
@@ -111,6 +113,16 @@ def matrix_form(
         kernel = "pallas" if _fits("chunked", keys, values, dtype) else "chunked"
         method = "sequential" if steps == 1 else kernel
     return method, min(chunk_size or MATRIX_CHUNK, steps)
+
+
+def delta_form(
+    method: str, chunk_size: int | None, time: int, steps: int, keys: int, values: int, dtype: np.dtype
+) -> tuple[str, int]:
+    """Resolves method and tokens per chunk of ``delta_product`` for T = ``time`` and ``steps`` a token."""
+    if method == "auto":
+        kernel = "pallas" if _fits("delta_rule", keys, values, dtype) else "chunked"
+        method = "sequential" if time == 1 else kernel
+    return method, min(chunk_size or max(1, DELTA_CHUNK // steps), time)
 
 
 def selective_form(method: str, chunk_size: int | None, steps: int, size: int, dtype: np.dtype) -> tuple[str, int]:

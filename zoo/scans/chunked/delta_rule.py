@@ -41,11 +41,13 @@ Forms, all with the same numbers up to rounding:
                  dependent steps
     associative  A_t and B_t as dense matrices, and an associative scan of (A, B) o (A', B') = (A A', A B' + B): for small K,
                  to compare with
+    pallas       a kernel of ``pallas_kernels``, interpreted on CPU; first derivatives in reverse mode only, and products
+                 of 16-bit operands where q, k and v are
 
 ``delta_product`` is ``gated_delta_rule`` over T n tokens, whose g and output count at one of n (``flatten_steps``), without
-the queries that nobody reads. No exponent is positive. Everything is computed in at least float32, the inverse of the system
-too. Derivatives of any order in both modes; reverse mode stores the inputs, U, W and the states at the chunk borders, and
-computes a chunk again when it gets there (associative: all A and S).
+the queries that nobody reads (the kernel reads them). No exponent is positive. Everything else is computed in at least
+float32, the inverse of the system too. Derivatives of any order in both modes; reverse mode stores the inputs, U, W and the
+states at the chunk borders, and computes a chunk again when it gets there (associative: all A and S).
 
 Cost per head: O(T n K V) sequential; O(T n K V + T n m (m + K + V)) chunked, in matrix products; O(T K (K + V) (K + n))
 associative.
@@ -58,12 +60,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from pallas_kernels import operation
 from zoo.checks import check_choice, check_floating
 from zoo.dtypes import accumulator
+from zoo.scans import _auto
 from zoo.scans.chunked.decay import _bounded, _check, _matmul, _spread, _sums_between
 
-METHODS = ("auto", "sequential", "chunked", "associative")
-_ROWS = 64  # of k and v in a chunk: the size of the triangular systems
+METHODS = ("auto", "sequential", "chunked", "associative", "pallas")
 
 
 def gated_delta_rule(
@@ -86,8 +89,8 @@ def gated_delta_rule(
       beta: [B, T, H], how much of the error is written.
       log_decay: [B, T, H], <= 0, -inf allowed; None: no decay.
       initial: [B, H, K, V], the state before the first step; zeros when None.
-      method: one of ``METHODS``; "auto": sequential for one step, else chunked.
-      chunk_size: steps per chunk (any T is allowed); None: 64, or T where that is less.
+      method: one of ``METHODS``; "auto" chooses from platform and shape by the table in ``zoo.scans._auto``.
+      chunk_size: steps per chunk of the chunked form (any T is allowed); chosen by the same table when None.
 
     Returns:
       y: [B, T, H, V] in the result type of q, k and v.
@@ -123,7 +126,7 @@ def delta_product(
       beta: [B, T, n, H], how much of the error is written.
       log_decay: [B, T, H], <= 0, -inf allowed; None: no decay.
       initial: [B, H, K, V], the state before the first step; zeros when None.
-      method: one of ``METHODS``; "auto": sequential for one token, else chunked.
+      method: one of ``METHODS``; "auto" chooses by the table in ``zoo.scans._auto``.
       chunk_size: tokens per chunk (any T is allowed); None: 64 / n, or T where that is less.
 
     Returns:
@@ -215,8 +218,12 @@ def _product(q, k, v, beta, log_decay, initial, method, chunk_size):
     share = heads // groups
     dtype = jnp.result_type(q, k, v)
     carried = accumulator(*(a.dtype for a in (q, k, v, beta, log_decay, initial) if a is not None))
-    size = min(time, max(1, _ROWS // steps)) if chunk_size is None else chunk_size
-    if method == "associative":
+    form, size = _auto.delta_form(method, chunk_size, time, steps, keys, values, dtype)
+    if form == "pallas":
+        flat = flatten_steps(q, k, v, beta, log_decay)
+        y, last = operation("delta_rule")(*flat, initial, **_auto.kernel_options())
+        return y[:, steps - 1 :: steps], last
+    if form == "associative":
         size = time
 
     def cut(array, rows=1):
@@ -233,10 +240,10 @@ def _product(q, k, v, beta, log_decay, initial, method, chunk_size):
         state = jnp.zeros((batch, groups, share, keys, values), carried)
     else:
         state = initial.astype(carried).reshape(batch, groups, share, keys, values)
-    if method == "associative":
+    if form == "associative":
         state, y = _dense(state, *(a[0] for a in (q, k, v, beta, decay)))
         y = y[None]
-    elif method == "sequential" or (method == "auto" and time == 1):
+    elif form == "sequential":
         chunk = jax.checkpoint(functools.partial(_chunk_of_steps, steps), prevent_cse=False)
         state, y = lax.scan(chunk, state, (q, k, v, beta, decay))
     else:
