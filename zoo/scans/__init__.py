@@ -12,6 +12,9 @@
       clipped_linear_attention, chunk_clipped_linear_attention  ... with a bound on the state's norm
       clip_state               ... the bound itself
     gated_delta_rule           S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - k_t exp(g_t) S_{t-1})^T: (gated) DeltaNet
+    memory_descent             M_t = (1 - alpha_t) M_{t-1} + S_t, S_t = eta_t S_{t-1} - theta_t grad: Titans, TTT
+      DescentState, start_descent  ... its state, and the first one
+      apply_memory, token_gradients, squared_error  ... a memory read, the gradients of its tokens, its usual loss
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
       softmax_pool             ... over all steps only, block by block
@@ -43,13 +46,19 @@ All of them accumulate in at least float32 and can be differentiated any number 
 from zoo.scans._auto import compiling_for
 from zoo.scans.affine import affine_scan
 from zoo.scans.chunked import (
+    DescentState,
     WindowRing,
+    apply_memory,
     chunk_clipped_linear_attention,
     clip_state,
     clipped_linear_attention,
     gated_delta_rule,
     linear_attention,
     linear_attention_step,
+    memory_descent,
+    squared_error,
+    start_descent,
+    token_gradients,
     window_difference,
     windowed_linear_attention,
 )
@@ -74,6 +83,7 @@ from zoo.scans.stabilizer import previous_steps, stabilized_gates
 from zoo.scans.tree import tree_reduce
 
 __all__ = [
+    "DescentState",
     "Halting",
     "NonConvergenceError",
     "SoftmaxState",
@@ -81,6 +91,7 @@ __all__ = [
     "WindowRing",
     "adaptive_halting",
     "affine_scan",
+    "apply_memory",
     "cell_counts",
     "check_structure",
     "choose_dilations",
@@ -104,6 +115,7 @@ __all__ = [
     "linear_scan",
     "lyapunov_exponent",
     "matmul",
+    "memory_descent",
     "merge_factors",
     "previous_steps",
     "receptive_field",
@@ -115,7 +127,10 @@ __all__ = [
     "softmax_prefix_statistics",
     "softmax_scan",
     "solve_recurrence",
+    "squared_error",
     "stabilized_gates",
+    "start_descent",
+    "token_gradients",
     "tree_reduce",
     "window_difference",
     "windowed_linear_attention",

@@ -9,21 +9,31 @@ gates: a step whose write strength is 0 and whose log decay is 0 changes nothing
     windowed     ... over the last r steps only
     clipped      ... with a bound on the norm of the state
     delta_rule   gated_delta_rule: writes what its prediction lacks
+    descent      memory_descent: gradient descent on the weights of a memory of any depth
+    memory       what such a memory is
 """
 
 from zoo.scans.chunked.clipped import chunk_clipped_linear_attention, clip_state, clipped_linear_attention
 from zoo.scans.chunked.decay import linear_attention, linear_attention_step
 from zoo.scans.chunked.delta_rule import gated_delta_rule
+from zoo.scans.chunked.descent import DescentState, memory_descent, start_descent
+from zoo.scans.chunked.memory import apply_memory, squared_error, token_gradients
 from zoo.scans.chunked.windowed import WindowRing, window_difference, windowed_linear_attention
 
 __all__ = [
+    "DescentState",
     "WindowRing",
+    "apply_memory",
     "chunk_clipped_linear_attention",
     "clip_state",
     "clipped_linear_attention",
     "gated_delta_rule",
     "linear_attention",
     "linear_attention_step",
+    "memory_descent",
+    "squared_error",
+    "start_descent",
+    "token_gradients",
     "window_difference",
     "windowed_linear_attention",
 ]
