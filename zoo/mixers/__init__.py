@@ -79,6 +79,7 @@ from zoo.mixers.ssd import SSD, SSDState, ssd
 from zoo.mixers.tcn import TCN
 from zoo.mixers.tcnca import TCNCA, TCNCABidirectional, TCNCAState, tcnca
 from zoo.mixers.tcnca_simplified import SimplifiedTCNCA, SimplifiedTCNCAState, tcnca_simplified
+from zoo.mixers.titans_memory import TitansMemory, TitansMemoryState, titans_memory
 from zoo.mixers.universal_transformer import (
     UniversalTransformer,
     UniversalTransformerState,
@@ -183,6 +184,8 @@ __all__ = [
     "SimplifiedTCNCAState",
     "TCNCABidirectional",
     "TCNCAState",
+    "TitansMemory",
+    "TitansMemoryState",
     "UniversalTransformer",
     "UniversalTransformerEncoder",
     "UniversalTransformerState",
@@ -256,6 +259,7 @@ __all__ = [
     "step_histogram",
     "tcnca",
     "tcnca_simplified",
+    "titans_memory",
     "universal_transformer",
     "window_mlp",
     "wkv",

@@ -114,6 +114,7 @@ def memory_descent(
     gates_per: str = "token",
     max_gradient_norm: float | None = None,
     loss: Loss = squared_error,
+    aligned: bool = False,
     truncate: bool = False,
     method: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], DescentState]:
@@ -138,6 +139,7 @@ def memory_descent(
       max_gradient_norm: a token's gradient u, over all weights, becomes u / sqrt(1 + |u|^2 / max^2), shorter than max;
         None: as it is.
       loss: (predictions [B, H, C, V], targets) -> one number, a sum over tokens.
+      aligned: ``state`` is known to stand between two chunks in every row (phase 0), which saves time.
       truncate: no derivative goes through M, S and the anchor from one block of chunk_size tokens of the call to the next.
       method: one of ``METHODS``; "auto": sequential for one token, "scan" with gates per channel, else chunked.
 
@@ -160,7 +162,7 @@ def memory_descent(
     carried = accumulator(*kept)
     weights = {name: w.astype(carried) for name, w in weights.items()}
     fresh = start_descent(weights, 1) if fresh is None else fresh
-    general = state is not None or reset is not None
+    general = (state is not None and not aligned) or reset is not None
     started = state is not None
     state = start_descent(weights, batch) if state is None else state
     if method == "auto":
