@@ -4,8 +4,6 @@ import numpy as np
 
 from tests.oracles.nonlinearities import sigmoid
 
-EPS = 1e-5
-
 
 def silu(x):
     return x * sigmoid(x), sigmoid(x) * (1 + x * (1 - sigmoid(x)))
@@ -18,7 +16,7 @@ def gelu(x):
     return x * cdf, cdf + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
 
 
-def forward(weights, x, residual, sigma=silu, scale=1.0, shift=0.0):
+def forward(weights, x, residual, sigma=silu, scale=1.0, shift=0.0, eps=1e-5):
     """(M(x), what the backward pass needs) for one row x [K]; weights W0, b0, W1, ..., gain."""
     depth = sum(name[0] == "W" for name in weights)
     z, inputs, slopes = x, [], []
@@ -32,14 +30,14 @@ def forward(weights, x, residual, sigma=silu, scale=1.0, shift=0.0):
     if not residual:
         return z, (inputs, slopes, None, None)
     centred = z - z.mean()
-    spread = np.sqrt(np.mean(centred**2) + EPS)
+    spread = np.sqrt(np.mean(centred**2) + eps)
     n = centred / spread
     return x + n * (1 + weights.get("gain", 0.0)) * scale + shift, (inputs, slopes, n, spread)
 
 
-def gradient(weights, k, v, residual, sigma=silu, scale=1.0, shift=0.0, half=False):
+def gradient(weights, k, v, residual, sigma=silu, scale=1.0, shift=0.0, eps=1e-5, half=False):
     """Gradient of ||M(k) - v||^2 with respect to every weight; of half of it with ``half``."""
-    y, (inputs, slopes, n, spread) = forward(weights, k, residual, sigma, scale, shift)
+    y, (inputs, slopes, n, spread) = forward(weights, k, residual, sigma, scale, shift, eps)
     error, found = (1 if half else 2) * (y - v), {}
     if residual:
         error = error * scale

@@ -1,15 +1,15 @@
-"""The neural long-term memory of Titans as a brick: projections, gates, descent, and persistent tokens in front of documents.
+"""The neural long-term memory of Titans as a brick: projections, gates, descent, persistent tokens before every document.
 
 Behrouz, Zhong and Mirrokni (2025), Titans: Learning to Memorize at Test Time, arXiv 2501.00663. With x_t [D], H memories of
 width K = D / H:
 
     u_t = [W_q x_t, W_k x_t, W_v x_t]                        3 H K numbers
-    [q_t, k_t, v_t] = silu(sum_j K_j * u_{t-j})              causal depthwise convolution, K [taps, 3 H K]; q_t, k_t to length 1
+    [q_t, k_t, v_t] = silu(sum_j K_j * u_{t-j})    causal depthwise convolution, K [taps, 3 H K]; q_t, k_t to length 1
     alpha_t = sigmoid(x_t w_a + b_a),  eta_t = sigmoid(x_t w_e + b_e),  theta_t = theta_max sigmoid(x_t w_t + b_t)
     S_t = eta_t S_{t-1} - theta_t grad ||M(k_t) - v_t||^2,  M_t = (1 - alpha_t) M_{t-1} + S_t,  r_t = M_t(q_t)
 
-the last line by ``zoo.scans.memory_descent``, and M a ``zoo.layers.memory_mlp``. Persistent tokens P [N_p, D] are read before
-the first token of every document, and count in its chunks; the convolution does not go from them to the document.
+the last line by ``zoo.scans.memory_descent``, and M a ``zoo.layers.memory_mlp``. Persistent tokens P [N_p, D] are read
+before the first token of every document, and count in its chunks; the convolution does not go from them to the document.
 
 The paper does not print the gates: sigmoids, theta_max and the biases at the start (b_a = -4, b_e = b_t = 0) are our choice.
 So are the loss as a sum over channels and 0.1 for theta_max.
@@ -127,7 +127,7 @@ class NeuralMemoryState:
     age: Int[Array, " B"]
 
 
-def initial_neural_memory(config: NeuralMemory, dim: int, batch: int, dtype: str) -> NeuralMemoryState:
+def initial_neural_memory(config: NeuralMemory, dim: int, batch: int, dtype: Any) -> NeuralMemoryState:
     """Zeros: M_0 is a parameter, and is put in by the first call; ``dtype`` is that of the convolution's history."""
     carried = accumulator(dtype)
     shapes = config.shapes(dim)

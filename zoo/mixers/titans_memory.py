@@ -9,7 +9,8 @@ width K = D / H and depth L (L = 1: a matrix):
     y_t = W_o (rms_norm(M_t(q_t)) * scale * silu(W_z x_t))                                           norm per head, scale [K]
 
 a(t): the last token of the chunk before, see ``zoo.scans.memory_descent``. The gates and M are those of
-``zoo.layers.neural_memory``, where also stands what of it is our choice. N_p persistent tokens are read before every document.
+``zoo.layers.neural_memory``, where also stands what of it is our choice. N_p persistent tokens are read before every
+document.
 
 Time O(B T (D^2 + L e D K)) with e the expansion, in chunks of b tokens, of which the gradients are parallel and the memories
 follow each other. State per row: M, S and the anchor, 3 L e D K numbers, and the last taps - 1 inputs of the convolution.

@@ -11,6 +11,7 @@ from zoo.tasks.digits import Digits, IdxDigits
 from zoo.tasks.document_streams import DocumentStreams, long_documents
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
+from zoo.tasks.genomics import GenomicsBenchmark
 from zoo.tasks.indexed import IndexedTask
 from zoo.tasks.induction_heads import InductionHeads
 from zoo.tasks.labelling import FutureContext, LabelledFrames, NoisyStrokes
@@ -21,6 +22,7 @@ from zoo.tasks.long_range_arena import DocumentRetrieval, MovieReviews, Pathfind
 from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_accuracy
 from zoo.tasks.motifs import MotifClassification
 from zoo.tasks.mqar import MultiQueryAssociativeRecall
+from zoo.tasks.needles import KeyValueNeedle, needle_accuracy, needle_prompt
 from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
 from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
@@ -51,12 +53,14 @@ __all__ = [
     "Events",
     "FeatureCaptions",
     "FutureContext",
+    "GenomicsBenchmark",
     "Hop",
     "HopRecall",
     "HostTask",
     "IdxDigits",
     "IndexedTask",
     "InductionHeads",
+    "KeyValueNeedle",
     "LabelledFrames",
     "Lambada",
     "LearningToExecute",
@@ -94,6 +98,8 @@ __all__ = [
     "error_rate",
     "load_tokens",
     "long_documents",
+    "needle_accuracy",
+    "needle_prompt",
     "normalised_return",
     "passkey_accuracy",
     "passkey_prompt",
