@@ -185,6 +185,29 @@ def merge_heads(params: Mapping[str, Float[Array, "..."]], y: Float[Array, "B T 
     return out + params["output_bias"].astype(y.dtype) if "output_bias" in params else out
 
 
+# Keys [#B, N, G, K], values [#B, N, G, V] that lie in front of all others, and which of them a query sees [B, T, N].
+Prefix = tuple[Float[Array, "#B N G K"], Float[Array, "#B N G V"], Bool[Array, "B T N"]]
+
+
+def prefixed_attention(
+    queries: Float[Array, "B T H K"],
+    keys: Float[Array, "B S G K"],
+    values: Float[Array, "B S G V"],
+    mask: Bool[Array, "#B #T S"],
+    prefix: Prefix | None,
+) -> Float[Array, "B T H V"]:
+    """``grouped_attention`` over ``prefix`` and the keys."""
+    if prefix is None:
+        return grouped_attention(queries, keys, values, mask)
+    batch, time = queries.shape[:2]
+    keys, values = (
+        jnp.concatenate([jnp.broadcast_to(a, (batch, *a.shape[1:])).astype(b.dtype), b], axis=1)
+        for a, b in zip(prefix, (keys, values))
+    )
+    mask = jnp.broadcast_to(mask, (batch, time, mask.shape[2]))
+    return grouped_attention(queries, keys, values, jnp.concatenate([prefix[2], mask], axis=2))
+
+
 def windowed_attention(
     queries: Float[Array, "B T H K"],
     keys: Float[Array, "B S G K"],
@@ -192,19 +215,20 @@ def windowed_attention(
     visible: Int[Array, "B T"],
     *,
     window: int,
+    prefix: Prefix | None = None,
 ) -> Float[Array, "B T H V"]:
     """Attention of T queries, the last T of S positions in time, each over the ``visible`` positions up to its own.
 
     S is T, or T + window with the window before the first query in front. ``visible`` is at least 1, and at most the
     window and the number of positions there are. More than two windows of keys are computed chunk by chunk, so that no
-    [T, S] array is made.
+    [T, S] array is made. A query also sees those positions of ``prefix`` that its mask names.
     """
     batch, time, heads, _ = queries.shape
     total = keys.shape[1]
     if total <= 2 * window:
         distance = jnp.arange(total - time, total)[:, None] - jnp.arange(total)
         mask = (distance >= 0) & (distance < visible[..., None])
-        return grouped_attention(queries, keys, values, mask)
+        return prefixed_attention(queries, keys, values, mask, prefix)
     chunks = -(-time // window)
     padding = chunks * window - time
 
@@ -219,7 +243,10 @@ def windowed_attention(
 
     distance = jnp.arange(window, 2 * window)[:, None] - jnp.arange(2 * window)
     mask = (distance >= 0) & (distance < chunked(visible)[..., None])
-    y = grouped_attention(chunked(queries), pairs(keys), pairs(values), mask)
+    if prefix is not None:
+        rows = (jnp.broadcast_to(a, (batch, *a.shape[1:])) for a in prefix[:2])
+        prefix = (*(jnp.repeat(a, chunks, axis=0) for a in rows), chunked(prefix[2]))
+    y = prefixed_attention(chunked(queries), pairs(keys), pairs(values), mask, prefix)
     return y.reshape(batch, chunks * window, heads, -1)[:, :time]
 
 

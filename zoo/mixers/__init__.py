@@ -92,6 +92,12 @@ from zoo.mixers.ssd import SSD, SSDState, ssd
 from zoo.mixers.tcn import TCN
 from zoo.mixers.tcnca import TCNCA, TCNCABidirectional, TCNCAState, tcnca
 from zoo.mixers.tcnca_simplified import SimplifiedTCNCA, SimplifiedTCNCAState, tcnca_simplified
+from zoo.mixers.titans_mac import TitansContext, TitansContextState, titans_mac
+from zoo.mixers.titans_mag import TitansGate, TitansGateState, titans_mag
+from zoo.mixers.titans_mal import TitansLayer, TitansLayerState, titans_mal
+from zoo.mixers.titans_memory import TitansMemory, TitansMemoryState, titans_memory
+from zoo.mixers.ttt_linear import TTTLinear, ttt_linear
+from zoo.mixers.ttt_mlp import TTTMLP, ttt_mlp
 from zoo.mixers.universal_transformer import (
     UniversalTransformer,
     UniversalTransformerState,
@@ -126,6 +132,7 @@ __all__ = [
     "SSD",
     "TCN",
     "TCNCA",
+    "TTTMLP",
     "Aaren",
     "AarenState",
     "Addresses",
@@ -210,6 +217,15 @@ __all__ = [
     "SimplifiedTCNCAState",
     "TCNCABidirectional",
     "TCNCAState",
+    "TTTLinear",
+    "TitansContext",
+    "TitansContextState",
+    "TitansGate",
+    "TitansGateState",
+    "TitansLayer",
+    "TitansLayerState",
+    "TitansMemory",
+    "TitansMemoryState",
     "UniversalTransformer",
     "UniversalTransformerEncoder",
     "UniversalTransformerState",
@@ -293,6 +309,12 @@ __all__ = [
     "step_histogram",
     "tcnca",
     "tcnca_simplified",
+    "titans_mac",
+    "titans_mag",
+    "titans_mal",
+    "titans_memory",
+    "ttt_linear",
+    "ttt_mlp",
     "universal_transformer",
     "window_mlp",
     "wkv",

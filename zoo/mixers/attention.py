@@ -29,10 +29,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.checks import check_positive, check_sequence, check_state
 from zoo.layers.attention import (
+    Prefix,
     attention_parameters,
     document_positions,
-    grouped_attention,
     merge_heads,
+    prefixed_attention,
     project_heads,
     ring_of_last,
     unroll_ring,
@@ -102,6 +103,7 @@ def cached_attention(
     state: AttentionState | None,
     *,
     window: int,
+    prefix: Prefix | None = None,
 ) -> tuple[Float[Array, "B T H K"], AttentionState]:
     """Attention of T queries over their own keys and those of the cache.
 
@@ -110,6 +112,7 @@ def cached_attention(
       age: position of every token in its document.
       state: state before the first token, None for the start.
       window: tokens that a token can see, itself included.
+      prefix: keys and values beside those, see ``zoo.layers.attention.windowed_attention``.
 
     Returns:
       (values read by every query, state after the last token).
@@ -119,7 +122,7 @@ def cached_attention(
     length = age[:, -1] + 1
 
     if state is None:
-        y = windowed_attention(q, k, v, visible, window=window)
+        y = windowed_attention(q, k, v, visible, window=window, prefix=prefix)
         keys, values = (ring_of_last(a, window) for a in (k, v))
         slot = jnp.full((batch,), time % window, jnp.int32)
         return y, AttentionState(keys, values, slot, length)
@@ -130,13 +133,14 @@ def cached_attention(
         rows = jnp.arange(batch)
         keys, values = (ring.at[rows, state.slot].set(new[:, 0]) for ring, new in ((state.keys, k), (state.values, v)))
         distance = (state.slot[:, None] - jnp.arange(window)) % window
-        y = grouped_attention(q, keys.astype(q.dtype), values.astype(q.dtype), (distance < visible)[:, None])
+        seen = (distance < visible)[:, None]
+        y = prefixed_attention(q, keys.astype(q.dtype), values.astype(q.dtype), seen, prefix)
         return y, AttentionState(keys, values, (state.slot + 1) % window, length)
 
     k, v = (
         jnp.concatenate([unroll_ring(ring, state.slot), a], axis=1) for ring, a in ((state.keys, k), (state.values, v))
     )
-    y = windowed_attention(q, k.astype(q.dtype), v.astype(q.dtype), visible, window=window)
+    y = windowed_attention(q, k.astype(q.dtype), v.astype(q.dtype), visible, window=window, prefix=prefix)
     slot = (state.slot + time) % window
     keys, values = (unroll_ring(a[:, -window:], (window - slot) % window) for a in (k, v))
     return y, AttentionState(keys, values, slot, length)

@@ -17,6 +17,9 @@
     delta_product              several steps of that per token, one decay: DeltaProduct
       delta_product_step       ... one token
       flatten_steps            ... as steps of gated_delta_rule
+    memory_descent             M_t = (1 - alpha_t) M_{t-1} + S_t, S_t = eta_t S_{t-1} - theta_t grad: Titans, TTT
+      DescentState, start_descent  ... its state, and the first one
+      apply_memory, token_gradients, squared_error  ... a memory read, the gradients of its tokens, its usual loss
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
       softmax_pool             ... over all steps only, block by block
@@ -48,7 +51,9 @@ All of them accumulate in at least float32 and can be differentiated any number 
 from zoo.scans._auto import compiling_for
 from zoo.scans.affine import affine_scan
 from zoo.scans.chunked import (
+    DescentState,
     WindowRing,
+    apply_memory,
     chunk_clipped_linear_attention,
     clip_state,
     clipped_linear_attention,
@@ -59,7 +64,11 @@ from zoo.scans.chunked import (
     gated_delta_rule_step,
     linear_attention,
     linear_attention_step,
+    memory_descent,
     prefix_linear_attention,
+    squared_error,
+    start_descent,
+    token_gradients,
     window_difference,
     windowed_linear_attention,
 )
@@ -84,6 +93,7 @@ from zoo.scans.stabilizer import previous_steps, stabilized_gates
 from zoo.scans.tree import tree_reduce
 
 __all__ = [
+    "DescentState",
     "Halting",
     "NonConvergenceError",
     "SoftmaxState",
@@ -91,6 +101,7 @@ __all__ = [
     "WindowRing",
     "adaptive_halting",
     "affine_scan",
+    "apply_memory",
     "cell_counts",
     "check_structure",
     "choose_dilations",
@@ -118,6 +129,7 @@ __all__ = [
     "linear_scan",
     "lyapunov_exponent",
     "matmul",
+    "memory_descent",
     "merge_factors",
     "prefix_linear_attention",
     "previous_steps",
@@ -130,7 +142,10 @@ __all__ = [
     "softmax_prefix_statistics",
     "softmax_scan",
     "solve_recurrence",
+    "squared_error",
     "stabilized_gates",
+    "start_descent",
+    "token_gradients",
     "tree_reduce",
     "window_difference",
     "windowed_linear_attention",

@@ -22,6 +22,7 @@ from zoo.tasks.document_recall import (
 from zoo.tasks.document_streams import DocumentStreams, long_documents
 from zoo.tasks.events import Events, EventSequences, MarkovLogNormal
 from zoo.tasks.forecasting import SeriesWindows, SumOfSines
+from zoo.tasks.genomics import GenomicsBenchmark
 from zoo.tasks.group_words import Group, GroupWords, group
 from zoo.tasks.indexed import IndexedTask
 from zoo.tasks.induction_heads import InductionHeads
@@ -34,6 +35,7 @@ from zoo.tasks.masked_prefix import mask_prefix
 from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_accuracy
 from zoo.tasks.motifs import MotifClassification
 from zoo.tasks.mqar import MultiQueryAssociativeRecall
+from zoo.tasks.needles import KeyValueNeedle, needle_accuracy, needle_prompt
 from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
 from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
@@ -71,6 +73,7 @@ __all__ = [
     "Events",
     "FeatureCaptions",
     "FutureContext",
+    "GenomicsBenchmark",
     "Group",
     "GroupWords",
     "Hop",
@@ -79,6 +82,7 @@ __all__ = [
     "IdxDigits",
     "IndexedTask",
     "InductionHeads",
+    "KeyValueNeedle",
     "LabelledFrames",
     "Lambada",
     "LearningToExecute",
@@ -124,6 +128,8 @@ __all__ = [
     "load_tokens",
     "long_documents",
     "mask_prefix",
+    "needle_accuracy",
+    "needle_prompt",
     "normalised_return",
     "passkey_accuracy",
     "passkey_prompt",

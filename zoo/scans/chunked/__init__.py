@@ -10,6 +10,8 @@ gates: a step whose write strength is 0 and whose log decay is 0 changes nothing
     clipped      ... with a bound on the norm of the state
     prefix       prefix_linear_attention: ... with a prefix that every step sees whole
     delta_rule   gated_delta_rule: writes what its prediction lacks; delta_product: several times per token
+    descent      memory_descent: gradient descent on the weights of a memory of any depth
+    memory       what such a memory is
 """
 
 from zoo.scans.chunked.clipped import chunk_clipped_linear_attention, clip_state, clipped_linear_attention
@@ -21,11 +23,15 @@ from zoo.scans.chunked.delta_rule import (
     gated_delta_rule,
     gated_delta_rule_step,
 )
+from zoo.scans.chunked.descent import DescentState, memory_descent, start_descent
+from zoo.scans.chunked.memory import apply_memory, squared_error, token_gradients
 from zoo.scans.chunked.prefix import prefix_linear_attention
 from zoo.scans.chunked.windowed import WindowRing, window_difference, windowed_linear_attention
 
 __all__ = [
+    "DescentState",
     "WindowRing",
+    "apply_memory",
     "chunk_clipped_linear_attention",
     "clip_state",
     "clipped_linear_attention",
@@ -36,7 +42,11 @@ __all__ = [
     "gated_delta_rule_step",
     "linear_attention",
     "linear_attention_step",
+    "memory_descent",
     "prefix_linear_attention",
+    "squared_error",
+    "start_descent",
+    "token_gradients",
     "window_difference",
     "windowed_linear_attention",
 ]
