@@ -12,6 +12,10 @@
       clipped_linear_attention, chunk_clipped_linear_attention  ... with a bound on the state's norm
       clip_state               ... the bound itself
     gated_delta_rule           S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - k_t exp(g_t) S_{t-1})^T: (gated) DeltaNet
+    miras_scan                 a memory that learns while it reads: any memory, attentional bias, retention, algorithm
+      Miras, MirasGates, MirasState  ... these four parts by name (BIASES, RETENTIONS, ALGORITHMS); gates; state
+      miras_state, miras_step, miras_read, miras_weights  ... begin, one pair, one query, the weights
+      matrix_memory, vector_memory  ... the two memories that need no layers
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
       softmax_pool             ... over all steps only, block by block
@@ -43,6 +47,12 @@ All of them accumulate in at least float32 and can be differentiated any number 
 from zoo.scans._auto import compiling_for
 from zoo.scans.affine import affine_scan
 from zoo.scans.chunked import (
+    ALGORITHMS,
+    BIASES,
+    RETENTIONS,
+    Miras,
+    MirasGates,
+    MirasState,
     WindowRing,
     chunk_clipped_linear_attention,
     clip_state,
@@ -50,6 +60,13 @@ from zoo.scans.chunked import (
     gated_delta_rule,
     linear_attention,
     linear_attention_step,
+    matrix_memory,
+    miras_read,
+    miras_scan,
+    miras_state,
+    miras_step,
+    miras_weights,
+    vector_memory,
     window_difference,
     windowed_linear_attention,
 )
@@ -74,7 +91,13 @@ from zoo.scans.stabilizer import previous_steps, stabilized_gates
 from zoo.scans.tree import tree_reduce
 
 __all__ = [
+    "ALGORITHMS",
+    "BIASES",
+    "RETENTIONS",
     "Halting",
+    "Miras",
+    "MirasGates",
+    "MirasState",
     "NonConvergenceError",
     "SoftmaxState",
     "SolveDiagnostics",
@@ -104,7 +127,13 @@ __all__ = [
     "linear_scan",
     "lyapunov_exponent",
     "matmul",
+    "matrix_memory",
     "merge_factors",
+    "miras_read",
+    "miras_scan",
+    "miras_state",
+    "miras_step",
+    "miras_weights",
     "previous_steps",
     "receptive_field",
     "recurrent_scan",
@@ -117,6 +146,7 @@ __all__ = [
     "solve_recurrence",
     "stabilized_gates",
     "tree_reduce",
+    "vector_memory",
     "window_difference",
     "windowed_linear_attention",
 ]

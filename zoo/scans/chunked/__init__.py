@@ -9,14 +9,36 @@ gates: a step whose write strength is 0 and whose log decay is 0 changes nothing
     windowed     ... over the last r steps only
     clipped      ... with a bound on the norm of the state
     delta_rule   gated_delta_rule: writes what its prediction lacks
+    miras        miras_scan: any memory, bias (attentional_bias.py), retention (retention.py) and algorithm
 """
 
+from zoo.scans.chunked.attentional_bias import BIASES
 from zoo.scans.chunked.clipped import chunk_clipped_linear_attention, clip_state, clipped_linear_attention
 from zoo.scans.chunked.decay import linear_attention, linear_attention_step
 from zoo.scans.chunked.delta_rule import gated_delta_rule
+from zoo.scans.chunked.miras import (
+    ALGORITHMS,
+    Miras,
+    MirasGates,
+    MirasState,
+    matrix_memory,
+    miras_read,
+    miras_scan,
+    miras_state,
+    miras_step,
+    miras_weights,
+    vector_memory,
+)
+from zoo.scans.chunked.retention import RETENTIONS
 from zoo.scans.chunked.windowed import WindowRing, window_difference, windowed_linear_attention
 
 __all__ = [
+    "ALGORITHMS",
+    "BIASES",
+    "RETENTIONS",
+    "Miras",
+    "MirasGates",
+    "MirasState",
     "WindowRing",
     "chunk_clipped_linear_attention",
     "clip_state",
@@ -24,6 +46,13 @@ __all__ = [
     "gated_delta_rule",
     "linear_attention",
     "linear_attention_step",
+    "matrix_memory",
+    "miras_read",
+    "miras_scan",
+    "miras_state",
+    "miras_step",
+    "miras_weights",
+    "vector_memory",
     "window_difference",
     "windowed_linear_attention",
 ]
