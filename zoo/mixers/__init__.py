@@ -35,6 +35,7 @@ from zoo.mixers.hyena import Hyena, HyenaState, hyena, hyena_filters
 from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.linear_attention import LinearAttention, LinearAttentionState, linear_attention_layer
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
+from zoo.mixers.longhorn import Longhorn, LonghornState, longhorn
 from zoo.mixers.lru import LRU, LRUState, lru
 from zoo.mixers.lssl import (
     LSSL,
@@ -50,7 +51,10 @@ from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
 from zoo.mixers.mamba import Mamba, MambaState, mamba
 from zoo.mixers.mamba2 import Mamba2, Mamba2State, mamba2
 from zoo.mixers.mega import Mega, MegaBidirectional, MegaState, mega, mega_bidirectional
+from zoo.mixers.memora import Memora
+from zoo.mixers.miras import MirasLayer, MirasLayerState, miras_layer
 from zoo.mixers.mlstm import MLSTM, MLSTMState, mlstm
+from zoo.mixers.moneta import Moneta
 from zoo.mixers.normalized_attention import NormalizedAttention, NormalizedAttentionState, normalized_attention
 from zoo.mixers.ntm import (
     NTM,
@@ -88,6 +92,7 @@ from zoo.mixers.universal_transformer import (
 )
 from zoo.mixers.universal_transformer_encoder import UniversalTransformerEncoder
 from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
+from zoo.mixers.yaad import Yaad
 
 __all__ = [
     "DSS",
@@ -148,6 +153,8 @@ __all__ = [
     "LinearSystem",
     "LiquidS4",
     "LiquidS4State",
+    "Longhorn",
+    "LonghornState",
     "MLSTMState",
     "Mamba",
     "Mamba2",
@@ -156,6 +163,10 @@ __all__ = [
     "Mega",
     "MegaBidirectional",
     "MegaState",
+    "Memora",
+    "MirasLayer",
+    "MirasLayerState",
+    "Moneta",
     "NTMState",
     "NormalizedAttention",
     "NormalizedAttentionState",
@@ -188,6 +199,7 @@ __all__ = [
     "UniversalTransformerState",
     "WindowMLP",
     "WindowMLPState",
+    "Yaad",
     "aaren",
     "aaren_pool",
     "address",
@@ -215,6 +227,7 @@ __all__ = [
     "liquid_s4",
     "liquid_scan",
     "liquid_second_order",
+    "longhorn",
     "lru",
     "lssl",
     "lssl_convolution",
@@ -226,6 +239,7 @@ __all__ = [
     "mamba2",
     "mega",
     "mega_bidirectional",
+    "miras_layer",
     "mlstm",
     "normalized_attention",
     "ntm",

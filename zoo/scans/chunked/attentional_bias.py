@@ -59,7 +59,7 @@ class DotProduct:
 
     uses_threshold: ClassVar[bool] = False
 
-    def slope(self, e: Float[Array, " V"], v: Float[Array, " V"], threshold: Array | None = None) -> Float[Array, " V"]:
+    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return -v
 
@@ -75,7 +75,7 @@ class L2:
     def __post_init__(self):
         _check_factor(self.factor)
 
-    def slope(self, e: Float[Array, " V"], v: Float[Array, " V"], threshold: Array | None = None) -> Float[Array, " V"]:
+    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return self.factor * e
 
@@ -94,7 +94,7 @@ class Lp:
             raise ValueError(f"p must be at least 1, got {self.p}")
         _check_sharpness(self.sharpness)
 
-    def slope(self, e: Float[Array, " V"], v: Float[Array, " V"], threshold: Array | None = None) -> Float[Array, " V"]:
+    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return self.p * smooth_sign(e, self.sharpness) * jnp.sqrt(e * e + _SMOOTHING) ** (self.p - 1)
 
@@ -110,7 +110,7 @@ class L1:
     def __post_init__(self):
         _check_sharpness(self.sharpness)
 
-    def slope(self, e: Float[Array, " V"], v: Float[Array, " V"], threshold: Array | None = None) -> Float[Array, " V"]:
+    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return smooth_sign(e, self.sharpness)
 
@@ -130,7 +130,7 @@ class Huber:
         _check_factor(self.factor)
         _check_sharpness(self.sharpness)
 
-    def slope(self, e: Float[Array, " V"], v: Float[Array, " V"], threshold: Array | None = None) -> Float[Array, " V"]:
+    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         if self.form == "coordinate":
             return jnp.where(jnp.abs(e) <= threshold, e, threshold * smooth_sign(e, self.sharpness))
@@ -152,7 +152,7 @@ class ValueShift:
         if not self.radius >= 0:
             raise ValueError(f"radius must not be negative, got {self.radius}")
 
-    def slope(self, e: Float[Array, " V"], v: Float[Array, " V"], threshold: Array | None = None) -> Float[Array, " V"]:
+    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return e + self.radius * e / _length(e)
 

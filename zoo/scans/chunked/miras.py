@@ -140,7 +140,9 @@ def make_part(kind: str, spec: str | Mapping[str, Any], known: Mapping[str, type
     fields = {f.name for f in dataclasses.fields(known[name])}
     for option in options:
         if option not in fields:
-            raise ValueError(f"{kind} {name!r} has no field {option!r}{nearest(option, fields)} (fields: {sorted(fields)})")
+            raise ValueError(
+                f"{kind} {name!r} has no field {option!r}{nearest(option, fields)} (fields: {sorted(fields)})"
+            )
     return known[name](**options)
 
 
@@ -414,7 +416,9 @@ def _check(parts, q, k, v, gates, reset):
                 raise ValueError(f"these parts need the gate {name!r} (they read {', '.join(parts.gates)})")
             continue
         if name not in parts.gates:
-            raise ValueError(f"these parts do not read the gate {name!r} (they read {', '.join(parts.gates) or 'none'})")
+            raise ValueError(
+                f"these parts do not read the gate {name!r} (they read {', '.join(parts.gates) or 'none'})"
+            )
         wanted = (batch, steps, *(() if name == "decay" else several), heads)
         if tuple(gate.shape[: len(wanted)]) != wanted or gate.ndim > len(wanted) + 1:
             raise ValueError(f"gates.{name} must have shape {list(wanted)} or one axis more, got {list(gate.shape)}")
@@ -764,7 +768,9 @@ def _non_parametric(parts, q, k, v, state, reset):
     lag = time[:, None] - time
     within = (lag >= 0) & (lag < length) & (document[:, :, None] == document[:, None])
     keys = jnp.concatenate([state.memory["keys"], jnp.moveaxis(k, 1, 2).astype(state.memory["keys"].dtype)], axis=2)
-    values = jnp.concatenate([state.memory["values"], jnp.moveaxis(v, 1, 2).astype(state.memory["values"].dtype)], axis=2)
+    values = jnp.concatenate(
+        [state.memory["values"], jnp.moveaxis(v, 1, 2).astype(state.memory["values"].dtype)], axis=2
+    )
     scores = jnp.einsum("bthk,bhnk->bhtn", q, keys, precision=lax.Precision.HIGHEST)
     share = _softmax(scores, jnp.concatenate([before, within], axis=2)[:, None])
     y = jnp.einsum("bhtn,bhnv->bthv", share, values, precision=lax.Precision.HIGHEST)

@@ -68,10 +68,14 @@ def _check_simplex(weight: Weight, name: str, c: float) -> None:
     if isinstance(weight, jax.core.Tracer):
         return
     if not bool(jnp.all(weight > 0)):
-        raise ValueError(f"{name} cannot keep a signed memory: it wants positive initial weights, got some that are not")
+        raise ValueError(
+            f"{name} cannot keep a signed memory: it wants positive initial weights, got some that are not"
+        )
     sums = jnp.sum(weight, axis=0)
     if not bool(jnp.all(jnp.abs(sums - c) <= 1e-3 * c)):
-        raise ValueError(f"{name} keeps columns of weights with a sum of {c}; got initial weights with sums such as {sums.ravel()[0]}")
+        raise ValueError(
+            f"{name} keeps columns of weights with a sum of {c}; got initial weights with sums such as {sums.ravel()[0]}"
+        )
 
 
 class _Linear:
@@ -282,7 +286,9 @@ class FDivergence:
             return jnp.where(over, bounds[0], middle), jnp.where(over, middle, bounds[1])
 
         offset = lax.fori_loop(0, _BISECTIONS, halve, bounds)[0]
-        total, slope = jax.jvp(lambda o: jnp.sum(known * h(moved + o), axis=0, keepdims=True), (offset,), (jnp.ones_like(offset),))
+        _, slope = jax.jvp(
+            lambda o: jnp.sum(known * h(moved + o), axis=0, keepdims=True), (offset,), (jnp.ones_like(offset),)
+        )
         offset = offset + (self.c - jnp.sum(z * h(change + offset), axis=0, keepdims=True)) / lax.stop_gradient(slope)
         return z * h(change + offset)
 
