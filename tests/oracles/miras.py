@@ -93,7 +93,7 @@ def update(retention, z, change, decay, step):
 
 
 def meet(gate, index, count):
-    """A gate of one step as it multiplies weight ``index`` of ``count``: the output axis of the last, else the input axis."""
+    """A gate of one step as it meets weight ``index`` of ``count``: the output axis of the last, else the input axis."""
     if np.ndim(gate) == 0:
         return gate
     return gate[None, :] if index == count - 1 else gate[:, None]

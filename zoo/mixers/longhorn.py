@@ -11,12 +11,13 @@ With x_t [D], E = ``expand`` D channels, N numbers of state per channel:
         = S_{t-1} - d_t * (S_{t-1} k_t - c_t) k_t^T,  d_t = beta_t / (1 + beta_t |k_t|^2)
     y_t = W_out ((S_t q_t + skip * c_t) * silu(z_t))
 
-``transition`` "exact" is this, the delta rule with the step d_t: ``zoo.scans.gated_delta_rule`` with every channel a head of one
-value. "diagonal" is what the paper trains, the diagonal of k k^T in its place, for an elementwise recurrence:
+``transition`` "exact" is this, the delta rule with the step d_t: ``zoo.scans.gated_delta_rule`` with every channel a head
+of one value. "diagonal" is what the paper trains, the diagonal of k k^T in its place, for an elementwise recurrence:
 
     S_t = (1 - d_t k_t^2) * S_{t-1} + d_t c_t k_t^T                  ``zoo.scans.linear_scan``
 
-There is no forgetting gate: 0 < d_t |k_t|^2 < 1 keeps both stable. In Miras the exact form is l2 bias, no retention, implicit
+There is no forgetting gate: 0 < d_t |k_t|^2 < 1 keeps both stable. In Miras the exact form is l2 bias, no retention,
+implicit
 descent. Chosen here: b_beta at initialisation gives ``beta_init``. Time O(B T (D E + E N)), the exact form in chunks
 O(B T E (N + C)); state: E N numbers per row, and the last taps - 1 values of u.
 """
@@ -66,8 +67,8 @@ def longhorn(
     """The block of the module docstring.
 
     Args:
-      params: ``input`` [D, 2 E]; ``kernel`` [taps, E], ``kernel_bias``, ``skip`` [E]; ``query``, ``key`` [E, N]; ``beta_down``
-        [E, R], ``beta_up`` [R, E], ``beta_bias`` [E]; ``output`` [E, D].
+      params: ``input`` [D, 2 E]; ``kernel`` [taps, E], ``kernel_bias``, ``skip`` [E]; ``query``, ``key`` [E, N];
+        ``beta_down`` [E, R], ``beta_up`` [R, E], ``beta_bias`` [E]; ``output`` [E, D].
       x: inputs; projections run in their dtype.
       state: state before the first token.
       transition: "exact" or "diagonal".

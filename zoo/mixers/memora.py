@@ -5,13 +5,14 @@ Retention, and Online Optimization, arXiv 2504.13173.
 
     W_t = c softmax(alpha_t log W_{t-1} - eta_t d|M(W_{t-1}; k_t) - v_t|^2 / dW)       over the inputs of every output
 
-so that the weights of each output are positive and sum to c = 1. log W is what is carried. W_0 is the softmax of a parameter.
-In a chunk the first step is this one; the others take their gradients after it and are linear, W_i = alpha_i W_{i-1} -
-eta_i g_i; at the end what fell below 1e-6 is set to it and the columns are scaled to c again (the paper does not say).
+so that the weights of each output are positive and sum to c = 1. log W is what is carried. W_0 is the softmax of a
+parameter. In a chunk the first step is this one; the others take their gradients after it and are linear, W_i = alpha_i
+W_{i-1} - eta_i g_i; at the end what fell below 1e-6 is set to it and the columns are scaled to c again (the paper does not
+say).
 
-The layer around it is that of ``zoo.mixers.miras``: convolution, gates, norm and gate of the output. The memory of a head of
-width P is M(x) = x + norm(gelu(x W0) W1), W0 [P, 4 P], W1 [4 P, P], by default; W0 and W1 at the start are learned. Cost and
-state as there.
+The layer around it is that of ``zoo.mixers.miras``: convolution, gates, norm and gate of the output. The memory of a head
+of width P is M(x) = x + norm(gelu(x W0) W1), W0 [P, 4 P], W1 [4 P, P], by default; W0 and W1 at the start are learned.
+Cost and state as there.
 """
 
 from typing import ClassVar

@@ -13,16 +13,17 @@ With x_t [D], H heads of width P = D / H:
     y_t = W_o (rms_norm(M(W_t; q_t)) * scale * silu(W_z x_t))
 
 The gates are affine in x_t: [H], a number per head, or [H, P], a number per channel, through ``rank`` channels.
-The memory M is a matrix [P, P], a vector [P], or x + norm(MLP(x)); its first weights W_0 are learned, and the softmax or the
-link of a parameter where the retention keeps weights on a simplex or in an interval. ``chunk_size`` is part of the model.
+The memory M is a matrix [P, P], a vector [P], or x + norm(MLP(x)); its first weights W_0 are learned, and the softmax or
+the link of a parameter where the retention keeps weights on a simplex or in an interval. ``chunk_size`` is part of the
+model.
 
-Algorithm "multi_step" reads so many keys, values and step sizes for every token. Algorithm "non_parametric" is attention: keys
-and queries are rotated (RoPE) instead of being scaled to length 1, and q_t is divided by sqrt(P).
+Algorithm "multi_step" reads so many keys, values and step sizes for every token. Algorithm "non_parametric" is attention:
+keys and queries are rotated (RoPE) instead of being scaled to length 1, and q_t is divided by sqrt(P).
 
 What the paper leaves open and is chosen here: silu in the output's gate; biases of the gates at initialisation, from the
-``*_init`` fields; W_0 normal, of variance 1 / inputs, or 1 for the first of several layers, since keys have length 1. Gates, memory and norms are float32 whatever ``dtype``. Time
-O(B T (D^2 + H N)) for N weights per head. State: N weights per head, twice where ``chunk_size`` > 1, once more with
-momentum; the last taps - 1 values of u.
+``*_init`` fields; W_0 normal, of variance 1 / inputs, or 1 for the first of several layers, since keys have length 1.
+Gates, memory and norms are float32 whatever ``dtype``. Time O(B T (D^2 + H N)) for N weights per head. State: N weights
+per head, twice where ``chunk_size`` > 1, once more with momentum; the last taps - 1 values of u.
 """
 
 import math
@@ -55,7 +56,7 @@ _SQUASH = {"decay": jax.nn.sigmoid, "momentum": jax.nn.sigmoid, "step": jax.nn.s
 
 @struct.dataclass
 class MirasLayerState:
-    """Carried state: ``memory``, see ``zoo.scans.MirasState``; ``history`` [B, taps - 1, C] of u; ``age`` [B], tokens so far."""
+    """Carried state: ``memory``, a ``zoo.scans.MirasState``; ``history`` [B, taps - 1, C] of u; ``age`` [B], tokens."""
 
     memory: MirasState
     history: Float[Array, "B J C"]
@@ -76,10 +77,10 @@ def miras_layer(
     """The layer of the module docstring.
 
     Args:
-      params: ``query``, ``gate`` [D, H P]; ``key``, ``value`` [D, n H P], n the updates per token; ``kernel`` [taps, (1 + 2 n) H P];
-        for every gate g that the parts read ``g_bias`` [H] or [H P], and ``g`` [D, H], or ``g_down`` [D, rank] and ``g_up``
-        [rank, H P] (``step`` and ``threshold``: n times as wide); ``memory_W0`` [H, ...] and so on; ``scale`` [P];
-        ``output`` [H P, D].
+      params: ``query``, ``gate`` [D, H P]; ``key``, ``value`` [D, n H P], n the updates per token; ``kernel`` [taps, (1 +
+        2 n) H P]; for every gate g that the parts read ``g_bias`` [H] or [H P], and ``g`` [D, H], or ``g_down`` [D, rank]
+        and ``g_up`` [rank, H P] (``step`` and ``threshold``: n times as wide); ``memory_W0`` [H, ...] and so on; ``scale``
+        [P]; ``output`` [H P, D].
       x: inputs; projections run in their dtype.
       state: state before the first token.
       parts: of the memory.
@@ -155,10 +156,10 @@ def _first_weights(params, parts, heads, width):
         pair = jnp.zeros((heads, width), jnp.float32)
         return {"keys": pair, "values": pair}
     rough = {n.removeprefix("memory_"): a for n, a in params.items() if n.startswith("memory_")}
-    return {name: _held(parts.retention, a) for name, a in rough.items()}
+    return {name: held_weights(parts.retention, a) for name, a in rough.items()}
 
 
-def _held(retention, rough):
+def held_weights(retention: Any, rough: Float[Array, "H ..."]) -> Float[Array, "H ..."]:
     """Weights that the retention can hold, of numbers without bounds, [H, I, O] or [H, N]."""
     if hasattr(retention, "c"):
         return retention.c * jax.nn.softmax(rough, axis=1)
@@ -234,13 +235,13 @@ def miras_parameters(
                 f"{name}_bias": (bias, (several * inner,)),
             }
     for name, shape in (shapes if parts.gates else {}).items():
-        fill = nn.initializers.normal(_first_deviation(parts, name, shapes))
+        fill = nn.initializers.normal(initial_deviation(parts, name, shapes))
         declared[f"memory_{name}"] = (fill, (heads, *shape))
     return {name: module.param(name, *how) for name, how in declared.items()}
 
 
-def _first_deviation(parts, name, shapes):
-    """Standard deviation of a weight at the start, so that an MLP's layers have variances of about 1 for keys of length 1."""
+def initial_deviation(parts: Miras, name: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Standard deviation of a weight at the start: an MLP's layers have variances of about 1 for keys of length 1."""
     if not parts.retention.signed:
         return 2.0  # of logits: weights of one column that are nearly equal would leave the memory's norm nothing to divide
     first = name == "W0" and len(shapes) > 1

@@ -10,9 +10,9 @@ p = 3, q = 4. The power's sign and absolute value are smooth, tanh(10 e) and sqr
 W_0 / |W_0|_4^2. For q = 4 a small A makes large weights; the norm is guarded at 1e-6. The paper divides by the norm at
 the ends of chunks only; here, where A_t is there for every step of a chunk, each is divided by its own norm.
 
-The layer around it is that of ``zoo.mixers.miras``: convolution, gates, norm and gate of the output. The memory of a head of
-width P is M(x) = x + norm(gelu(x W0) W1), W0 [P, 4 P], W1 [4 P, P], by default; W0 and W1 at the start are learned. Cost and
-state as there.
+The layer around it is that of ``zoo.mixers.miras``: convolution, gates, norm and gate of the output. The memory of a head
+of width P is M(x) = x + norm(gelu(x W0) W1), W0 [P, 4 P], W1 [4 P, P], by default; W0 and W1 at the start are learned.
+Cost and state as there.
 """
 
 from typing import ClassVar

@@ -7,12 +7,12 @@ Retention, and Online Optimization, arXiv 2504.13173.
     u_t = 2 e_t if |e_t| <= delta_t, else delta_t Sign(e_t)          pushed through the memory's Jacobian: g_t
     W_t = alpha_t W_{t-1} - eta_t g_t
 
-Sign(e) = tanh(10 e); |e| is the length over the channels of a head. delta_t = softplus(.) hangs on the token. ``huber`` chooses
-one of the paper's other two forms: "coordinate" or "norm".
+Sign(e) = tanh(10 e); |e| is the length over the channels of a head. delta_t = softplus(.) hangs on the token. ``huber``
+chooses one of the paper's other two forms: "coordinate" or "norm".
 
-The layer around it is that of ``zoo.mixers.miras``: convolution, gates, norm and gate of the output. The memory of a head of
-width P is M(x) = x + norm(gelu(x W0) W1), W0 [P, 4 P], W1 [4 P, P], by default; W0 and W1 at the start are learned. Cost and
-state as there.
+The layer around it is that of ``zoo.mixers.miras``: convolution, gates, norm and gate of the output. The memory of a head
+of width P is M(x) = x + norm(gelu(x W0) W1), W0 [P, 4 P], W1 [4 P, P], by default; W0 and W1 at the start are learned.
+Cost and state as there.
 """
 
 from typing import ClassVar

@@ -22,6 +22,7 @@ from zoo.tasks.metrics import bleu, edit_distance, error_rate, perplexity, word_
 from zoo.tasks.motifs import MotifClassification
 from zoo.tasks.mqar import MultiQueryAssociativeRecall
 from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
+from zoo.tasks.outlier_regression import OutlierRegression, normalized_squared_error
 from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
@@ -68,6 +69,7 @@ __all__ = [
     "MultiQueryAssociativeRecall",
     "NoisyStrokes",
     "OfflineTrajectories",
+    "OutlierRegression",
     "PairRecall",
     "ParallelText",
     "Parity",
@@ -95,6 +97,7 @@ __all__ = [
     "load_tokens",
     "long_documents",
     "normalised_return",
+    "normalized_squared_error",
     "passkey_accuracy",
     "passkey_prompt",
     "perplexity",

@@ -1,7 +1,7 @@
 """Attentional biases: what a memory M is trained for while it reads, so that M(k) stands for v.
 
-Behrouz, Razaviyayn, Zhong, Mirrokni (2025), It's All Connected, arXiv 2504.13173, whose name for the inner loss l(M(k), v) it
-is. With e = M(k) - v, every bias gives the slope u = dl/dM(k), which is then pushed through the Jacobian of the memory:
+Behrouz, Razaviyayn, Zhong, Mirrokni (2025), It's All Connected, arXiv 2504.13173, whose name for the inner loss l(M(k), v)
+it is. With e = M(k) - v, every bias gives the slope u = dl/dM(k), which is then pushed through the Jacobian of the memory:
 
     DotProduct    l = -<M(k), v>                           u = -v
     L2            l = factor / 2 |e|^2                     u = factor e
@@ -13,12 +13,13 @@ is. With e = M(k) - v, every bias gives the slope u = dl/dM(k), which is then pu
       switched    (Yaad)                                   u = factor e if |e| <= delta, else delta Sign(e)
     ValueShift    l = max over |dv| <= D of |M(k) - (v + dv)|^2 / 2     u = e + D e / |e|
 
-|e| without an index is the Euclidean norm over the channels, as sqrt(sum e^2 + 1e-12), which has a derivative at 0. The outer
-loss differentiates u, so Sign and the absolute value are smooth: Sign(x) = tanh(sharpness x), |x| = sqrt(x^2 + 1e-6). A
-sharpness of None is the hard sign, through which no outer gradient flows. The switched form jumps at the threshold.
+|e| without an index is the Euclidean norm over the channels, as sqrt(sum e^2 + 1e-12), which has a derivative at 0. The
+outer loss differentiates u, so Sign and the absolute value are smooth: Sign(x) = tanh(sharpness x), |x| = sqrt(x^2 +
+1e-6). A sharpness of None is the hard sign, through which no outer gradient flows. The switched form jumps at the
+threshold.
 
-The paper's l2 is |e|^2 (factor 2); delta rules are written with |e|^2 / 2 (factor 1). These are functions of one step of one
-head: e, v [V]; ``threshold`` a scalar or [V].
+The paper's l2 is |e|^2 (factor 2); delta rules are written with |e|^2 / 2 (factor 1). These are functions of one step of
+one head: e, v [V]; ``threshold`` a scalar or [V].
 """
 
 import dataclasses
@@ -59,7 +60,9 @@ class DotProduct:
 
     uses_threshold: ClassVar[bool] = False
 
-    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
+    def slope(
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+    ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return -v
 
@@ -75,7 +78,9 @@ class L2:
     def __post_init__(self):
         _check_factor(self.factor)
 
-    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
+    def slope(
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+    ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return self.factor * e
 
@@ -94,7 +99,9 @@ class Lp:
             raise ValueError(f"p must be at least 1, got {self.p}")
         _check_sharpness(self.sharpness)
 
-    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
+    def slope(
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+    ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return self.p * smooth_sign(e, self.sharpness) * jnp.sqrt(e * e + _SMOOTHING) ** (self.p - 1)
 
@@ -110,7 +117,9 @@ class L1:
     def __post_init__(self):
         _check_sharpness(self.sharpness)
 
-    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
+    def slope(
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+    ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return smooth_sign(e, self.sharpness)
 
@@ -130,7 +139,9 @@ class Huber:
         _check_factor(self.factor)
         _check_sharpness(self.sharpness)
 
-    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
+    def slope(
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+    ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         if self.form == "coordinate":
             return jnp.where(jnp.abs(e) <= threshold, e, threshold * smooth_sign(e, self.sharpness))
@@ -152,7 +163,9 @@ class ValueShift:
         if not self.radius >= 0:
             raise ValueError(f"radius must not be negative, got {self.radius}")
 
-    def slope(self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None) -> Float[Array, "*C V"]:
+    def slope(
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+    ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return e + self.radius * e / _length(e)
 

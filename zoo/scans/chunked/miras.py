@@ -16,29 +16,31 @@ pairs (k_t, v_t) and is asked q_t. ``Miras`` holds the parts:
 
 Algorithms:
 
-    GradientDescent   the above; ``at`` = "decayed" takes g_t at alpha_t W_{t-1} (Gated DeltaNet) instead of W_{t-1} (Miras, Titans)
+    GradientDescent   the above; ``at`` = "decayed" takes g_t at alpha_t W_{t-1} (Gated DeltaNet) instead of W_{t-1} (Miras,
+                      Titans)
     Momentum          likewise, with S
-    ImplicitDescent   Longhorn: g_t is taken at W_t itself. For a matrix and l2 = factor |e|^2 / 2 that is the explicit step with
-                      eta / (1 + eta factor |k|^2) in place of eta
+    ImplicitDescent   Longhorn: g_t is taken at W_t itself. For a matrix and l2 = factor |e|^2 / 2 that is the explicit step
+                      with eta / (1 + eta factor |k|^2) in place of eta
     MultiStep         DeltaProduct: ``steps`` pairs (k, v) and steps eta for every token; alpha acts before the first of them
-    NonParametric     attention: no weights, the pairs themselves are kept. M(q) minimises sum_i exp(q . k_i) |v_i - M|^2 over the
-                      last ``max_length`` pairs
+    NonParametric     attention: no weights, the pairs themselves are kept. M(q) minimises sum_i exp(q . k_i) |v_i - M|^2
+                      over the last ``max_length`` pairs
 
 Gates (``MirasGates``): a number per head and step [B, T, H], or one per channel [B, T, H, D]. A channel gate meets a matrix
-[I, O] at the axis of its own size that the table of ``Miras.axes`` names; by default the step size and the momentum meet the
-output axis of the last weight and the input axis of the weights before it, and the decay likewise. (The paper does not
+[I, O] at the axis of its own size that the table of ``Miras.axes`` names; by default the step size and the momentum meet
+the output axis of the last weight and the input axis of the weights before it, and the decay likewise. (The paper does not
 say. Weights with no such axis, inside an MLP of three layers or more, get the mean over the channels.)
 
 Forms. ``chunk_size`` is part of the model, for b > 1 it is another function than for b = 1:
 
     b = 1   the sequential form, T dependent steps
-    b > 1   the gradients of a chunk of b steps are all taken at its first weights, in parallel; then Z is a linear recurrence
-            inside the chunk where the retention allows it (see there), and only Z goes from chunk to chunk
+    b > 1   the gradients of a chunk of b steps are all taken at its first weights, in parallel; then Z is a linear
+            recurrence inside the chunk where the retention allows it (see there); only Z goes from chunk to chunk
 
-Chunks are counted from the beginning of every document: a sequence may be cut anywhere, also inside a chunk, since the state
-carries the weights that gradients are taken at (``anchor``) and the steps of the chunk that are done (``place``). Rows whose
-documents begin at different steps are at different places of their chunks, so rows are cut into segments of at most b
-steps, every row its own; how many there are depends on the documents, and segments that no row needs are skipped.
+Chunks are counted from the beginning of every document: a sequence may be cut anywhere, also inside a chunk, since the
+state
+carries the weights that gradients are taken at (``anchor``) and the steps of the chunk that are done (``place``). Rows
+whose documents begin at different steps are at different places of their chunks, so rows are cut into segments of at most
+b steps, every row its own; how many there are depends on the documents, and segments that no row needs are skipped.
 
 Gradients go through all inner updates, exactly. Everything is computed in at least float32. Reverse mode keeps the weights
 at the borders of segments (of about sqrt(T) steps where b = 1) and computes the rest again.
@@ -158,7 +160,7 @@ def vector_memory(use: Any, x: Float[Array, "*B C K"]) -> Float[Array, "*B C K"]
 
 @dataclasses.dataclass(frozen=True)
 class Miras:
-    """The four parts. ``bias``, ``retention`` and ``algorithm`` may be given by name, or as a mapping with "name" and fields.
+    """The four parts. ``bias``, ``retention``, ``algorithm`` may be given by name, or as a mapping with "name" and fields.
 
     Attributes:
       memory: a function after the contract of zoo/scans/chunked/memory.py.
@@ -187,12 +189,12 @@ class Miras:
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), ("input", "output"))
         decays = isinstance(self.retention, NoRetention | L2Retention)
-        if isinstance(self.algorithm, ImplicitDescent):
-            if self.memory is not matrix_memory or not isinstance(self.bias, L2) or not decays:
-                raise ValueError(
-                    "algorithm 'implicit' has a closed form for memory=matrix_memory, bias 'l2' and retention 'none' or 'l2' only, "
-                    f"got {self.memory}, {self.bias} and {self.retention}"
-                )
+        closed = self.memory is matrix_memory and isinstance(self.bias, L2) and decays
+        if isinstance(self.algorithm, ImplicitDescent) and not closed:
+            raise ValueError(
+                "algorithm 'implicit' has a closed form for memory=matrix_memory, bias 'l2' and retention 'none' or 'l2' "
+                f"only, got {self.memory}, {self.bias} and {self.retention}"
+            )
         if getattr(self.algorithm, "at", "previous") == "decayed" and not decays:
             raise ValueError(f"at='decayed' needs weights that decay, retention 'none' or 'l2', got {self.retention}")
         if isinstance(self.algorithm, NonParametric) and self.retention != NoRetention():
@@ -752,7 +754,7 @@ def _softmax(scores, seen):
 
 
 def _non_parametric(parts, q, k, v, state, reset):
-    """Attention over the last N tokens of the document, N = ``max_length``: the pairs of the state, then those of the call."""
+    """Attention over the last N = ``max_length`` tokens of the document: the pairs of the state, then those of the call."""
     length, steps = parts.algorithm.max_length, q.shape[1]
     time, slots = jnp.arange(steps), jnp.arange(length)
     count = state.place[:, None]

@@ -1,28 +1,31 @@
 """Retentions: how the weights of a memory are kept near what they were while they are moved against a gradient.
 
-Behrouz, Razaviyayn, Zhong, Mirrokni (2025), It's All Connected, arXiv 2504.13173: W_t minimises <W, g_t> plus a term that keeps W
-close to W_{t-1} (local, weight 1 / eta_t) and one that keeps it small (global, weight 1 / alpha). Every retention carries a
-dual Z of the weights W, entry by entry or column by column ("column": the weights of one output, axis 0):
+Behrouz, Razaviyayn, Zhong, Mirrokni (2025), It's All Connected, arXiv 2504.13173: W_t minimises <W, g_t> plus a term that
+keeps W close to W_{t-1} (local, weight 1 / eta_t) and one that keeps it small (global, weight 1 / alpha). Every retention
+carries a dual Z of the weights W, entry by entry or column by column ("column": the weights of one output, axis 0):
 
     Z_0 = dual(W_0),    Z_t = update(Z_{t-1}, change_t, a_t, eta_t),    W_t = primal(Z_t)
 
-where change_t = -eta_t g_t (with momentum: what has gathered), and a_t in [0, 1] is a gate or follows from a number ``alpha``:
+where change_t = -eta_t g_t (with momentum: what has gathered), and a_t in [0, 1] is a gate or follows from a number
+``alpha``:
 
     NoRetention   Z = W + change
-    L2Retention   Z = a Z + change (weight decay, decoupled); with ``alpha``: a = alpha / (alpha + eta), Z = a (Z + change), the
-                  minimum of <W, g> + |W - W'|^2 / 2 eta + |W|^2 / 2 alpha
-    LqRetention   Z = a Z + change, W = Z / |Z|_q^(q-2), |.|_q over all entries of one weight matrix. The paper keeps weights by
-                  |W|_r^2 / (2 eta (r - 1)) with 1/r + 1/q = 1, whose mirror map has Sign(Z) |Z|^(q-1) for Z: ``exact_mirror``
-    KLRetention   columns of W are positive and sum to c: W = exp(Z), Z = log c + log_softmax(a Z + change); with ``alpha`` as above
+    L2Retention   Z = a Z + change (weight decay, decoupled); with ``alpha``: a = alpha / (alpha + eta), Z = a (Z + change),
+                  the minimum of <W, g> + |W - W'|^2 / 2 eta + |W|^2 / 2 alpha
+    LqRetention   Z = a Z + change, W = Z / |Z|_q^(q-2), |.|_q over all entries of one weight matrix. The paper keeps weights
+                  by |W|_r^2 / (2 eta (r - 1)) with 1/r + 1/q = 1, whose mirror map has Sign(Z) |Z|^(q-1) for Z:
+                  ``exact_mirror``
+    KLRetention   columns of W are positive and sum to c: W = exp(Z), Z = log c + log_softmax(a Z + change); with ``alpha``
+                  as above
     FDivergence   columns likewise: W = W' h(change - zeta), h the inverse of f', zeta such that the column sums to c
     ElasticNet    "proximal": W = S(a (W' + change)), a = beta / (beta + eta), S the soft threshold of eta a / alpha;
                   "ftrl": Z = Z + change, W = S(Z) with the constant ``threshold``
     Bregman       W = h(Z), Z = f'(W') + change: h the sigmoid keeps weights in (0, 1), tanh in (-1, 1)
 
-``chunk`` says how chunks of steps, whose gradients are all taken at the chunk's first weights, are run: "linear" (Z is a linear
-recurrence), "steps" (elementwise, one after another), "lag" (KL: the first step of a chunk is exact, and gradients are taken
-after it; then W itself is the linear recurrence a W + change, and at the chunk's end negative entries are cut off at 1e-6 and
-columns scaled to c again, which the paper leaves open).
+``chunk`` says how chunks of steps, whose gradients are all taken at the chunk's first weights, are run: "linear" (Z is a
+linear recurrence), "steps" (elementwise, one after another), "lag" (KL: the first step of a chunk is exact, and gradients
+are taken after it; then W itself is the linear recurrence a W + change, and at the chunk's end negative entries are cut
+off at 1e-6 and columns scaled to c again, which the paper leaves open).
 
 These are functions of one weight array of one head: a matrix [I, O] that is applied as x W, or a vector [N].
 """
@@ -248,8 +251,8 @@ DIVERGENCES = tuple(_DIVERGENCES)
 class FDivergence:
     """Columns on the simplex of sum ``c``, near the old ones by an f-divergence (one of ``DIVERGENCES``).
 
-    zeta is found by bisection, and its derivative from one Newton step, which is that of the implicit function. "chi_square"
-    can make weights 0, and what is 0 stays 0.
+    zeta is found by bisection, and its derivative from one Newton step, which is that of the implicit function.
+    "chi_square" can make weights 0, and what is 0 stays 0.
     """
 
     f: str = "kl"
