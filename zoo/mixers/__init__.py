@@ -29,6 +29,7 @@ from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, g
 from zoo.mixers.gilr import GILR, GILRState, gilr
 from zoo.mixers.griffin_recurrent import GriffinRecurrent, GriffinRecurrentState, griffin_recurrent
 from zoo.mixers.gru import GRU, GRUState, gru
+from zoo.mixers.gsa import GSA, GSAState, gsa
 from zoo.mixers.gss import GSS, GSSState, gss
 from zoo.mixers.h3 import H3, H3State, h3
 from zoo.mixers.hyena import Hyena, HyenaState, hyena, hyena_filters
@@ -99,6 +100,7 @@ __all__ = [
     "EMA",
     "GILR",
     "GRU",
+    "GSA",
     "GSS",
     "H3",
     "LRU",
@@ -131,6 +133,7 @@ __all__ = [
     "FlashRNNState",
     "GILRState",
     "GRUState",
+    "GSAState",
     "GSSState",
     "GatedAttention",
     "GatedDeltaNet",
@@ -218,6 +221,7 @@ __all__ = [
     "gilr",
     "griffin_recurrent",
     "gru",
+    "gsa",
     "gss",
     "h3",
     "hyena",

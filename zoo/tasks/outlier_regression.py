@@ -19,8 +19,8 @@ class OutlierRegression(Task):
     """Pairs x_t, y_t = W x_t of a new W for every sequence; some of the y_t are observed with a large error.
 
     W [dim, dim] has entries N(0, 1 / dim), x_t is uniform on the sphere, and with probability ``outliers`` the observation
-    is y_t + ``outlier_scale`` N(0, I). Batch: ``inputs`` [time, 2 dim], x_t and the observed y_t; ``targets`` [time, dim], the
-    true y_t; ``mask`` [time], the second half. Step t is to be predicted from x_t and the pairs before it.
+    is y_t + ``outlier_scale`` N(0, I). Batch: ``inputs`` [time, 2 dim], x_t and the observed y_t; ``targets`` [time, dim],
+    the true y_t; ``mask`` [time], the second half. Step t is to be predicted from x_t and the pairs before it.
 
     Attributes:
       dim: width of x and y.
