@@ -440,7 +440,7 @@ register(
         presets={
             "smoke": Config(
                 regression=Regression(
-                    learners=("l2", "yaad"), clean=("memora",), task=OutlierRegression(4, 6), training=TINY,
+                    learners=("yaad", "memora"), clean=(), task=OutlierRegression(4, 4), training=TINY,
                     mlp_training=TINY, test_batches=1, test_size=4,
                 )
             ),
