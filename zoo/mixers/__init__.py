@@ -35,12 +35,14 @@ from zoo.mixers.gilr import GILR, GILRState, gilr
 from zoo.mixers.gla import GLA, GLAState, gla
 from zoo.mixers.griffin_recurrent import GriffinRecurrent, GriffinRecurrentState, griffin_recurrent
 from zoo.mixers.gru import GRU, GRUState, gru
+from zoo.mixers.gsa import GSA, GSAState, gsa
 from zoo.mixers.gss import GSS, GSSState, gss
 from zoo.mixers.h3 import H3, H3State, h3
 from zoo.mixers.hyena import Hyena, HyenaState, hyena, hyena_filters
 from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.linear_attention import LinearAttention, LinearAttentionState, linear_attention_layer
 from zoo.mixers.liquid_s4 import LiquidS4, LiquidS4State, liquid_s4, liquid_scan, liquid_second_order
+from zoo.mixers.longhorn import Longhorn, LonghornState, longhorn
 from zoo.mixers.lru import LRU, LRUState, lru
 from zoo.mixers.lssl import (
     LSSL,
@@ -56,7 +58,10 @@ from zoo.mixers.lstm import LSTM, LSTMState, lstm, lstm_states
 from zoo.mixers.mamba import Mamba, MambaState, mamba
 from zoo.mixers.mamba2 import Mamba2, Mamba2State, mamba2
 from zoo.mixers.mega import Mega, MegaBidirectional, MegaState, mega, mega_bidirectional
+from zoo.mixers.memora import Memora
+from zoo.mixers.miras import MirasLayer, MirasLayerState, miras_layer
 from zoo.mixers.mlstm import MLSTM, MLSTMState, mlstm
+from zoo.mixers.moneta import Moneta
 from zoo.mixers.normalized_attention import NormalizedAttention, NormalizedAttentionState, normalized_attention
 from zoo.mixers.ntm import (
     NTM,
@@ -107,6 +112,7 @@ from zoo.mixers.universal_transformer import (
 )
 from zoo.mixers.universal_transformer_encoder import UniversalTransformerEncoder
 from zoo.mixers.window_mlp import WindowMLP, WindowMLPState, window_mlp
+from zoo.mixers.yaad import Yaad
 
 __all__ = [
     "DSS",
@@ -114,6 +120,7 @@ __all__ = [
     "GILR",
     "GLA",
     "GRU",
+    "GSA",
     "GSS",
     "H3",
     "LRU",
@@ -156,6 +163,7 @@ __all__ = [
     "GILRState",
     "GLAState",
     "GRUState",
+    "GSAState",
     "GSSState",
     "GatedAttention",
     "GatedDeltaNet",
@@ -178,6 +186,8 @@ __all__ = [
     "LinearSystem",
     "LiquidS4",
     "LiquidS4State",
+    "Longhorn",
+    "LonghornState",
     "MLSTMState",
     "Mamba",
     "Mamba2",
@@ -186,6 +196,10 @@ __all__ = [
     "Mega",
     "MegaBidirectional",
     "MegaState",
+    "Memora",
+    "MirasLayer",
+    "MirasLayerState",
+    "Moneta",
     "NTMState",
     "NormalizedAttention",
     "NormalizedAttentionState",
@@ -231,6 +245,7 @@ __all__ = [
     "UniversalTransformerState",
     "WindowMLP",
     "WindowMLPState",
+    "Yaad",
     "aaren",
     "aaren_pool",
     "address",
@@ -256,6 +271,7 @@ __all__ = [
     "gla",
     "griffin_recurrent",
     "gru",
+    "gsa",
     "gss",
     "h3",
     "hyena",
@@ -265,6 +281,7 @@ __all__ = [
     "liquid_s4",
     "liquid_scan",
     "liquid_second_order",
+    "longhorn",
     "lru",
     "lssl",
     "lssl_convolution",
@@ -276,6 +293,7 @@ __all__ = [
     "mamba2",
     "mega",
     "mega_bidirectional",
+    "miras_layer",
     "mlstm",
     "normalized_attention",
     "ntm",

@@ -20,6 +20,10 @@
     memory_descent             M_t = (1 - alpha_t) M_{t-1} + S_t, S_t = eta_t S_{t-1} - theta_t grad: Titans, TTT
       DescentState, start_descent  ... its state, and the first one
       apply_memory, token_gradients, squared_error  ... a memory read, the gradients of its tokens, its usual loss
+    miras_scan                 a memory that learns while it reads: any memory, attentional bias, retention, algorithm
+      Miras, MirasGates, MirasState  ... these four parts by name (BIASES, RETENTIONS, ALGORITHMS); gates; state
+      miras_state, miras_step, miras_read, miras_weights  ... begin, one pair, one query, the weights
+      matrix_memory, vector_memory  ... the two memories that need no layers
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
       softmax_pool             ... over all steps only, block by block
@@ -51,7 +55,13 @@ All of them accumulate in at least float32 and can be differentiated any number 
 from zoo.scans._auto import compiling_for
 from zoo.scans.affine import affine_scan
 from zoo.scans.chunked import (
+    ALGORITHMS,
+    BIASES,
+    RETENTIONS,
     DescentState,
+    Miras,
+    MirasGates,
+    MirasState,
     WindowRing,
     apply_memory,
     chunk_clipped_linear_attention,
@@ -64,11 +74,18 @@ from zoo.scans.chunked import (
     gated_delta_rule_step,
     linear_attention,
     linear_attention_step,
+    matrix_memory,
     memory_descent,
+    miras_read,
+    miras_scan,
+    miras_state,
+    miras_step,
+    miras_weights,
     prefix_linear_attention,
     squared_error,
     start_descent,
     token_gradients,
+    vector_memory,
     window_difference,
     windowed_linear_attention,
 )
@@ -93,8 +110,14 @@ from zoo.scans.stabilizer import previous_steps, stabilized_gates
 from zoo.scans.tree import tree_reduce
 
 __all__ = [
+    "ALGORITHMS",
+    "BIASES",
+    "RETENTIONS",
     "DescentState",
     "Halting",
+    "Miras",
+    "MirasGates",
+    "MirasState",
     "NonConvergenceError",
     "SoftmaxState",
     "SolveDiagnostics",
@@ -129,8 +152,14 @@ __all__ = [
     "linear_scan",
     "lyapunov_exponent",
     "matmul",
+    "matrix_memory",
     "memory_descent",
     "merge_factors",
+    "miras_read",
+    "miras_scan",
+    "miras_state",
+    "miras_step",
+    "miras_weights",
     "prefix_linear_attention",
     "previous_steps",
     "receptive_field",
@@ -147,6 +176,7 @@ __all__ = [
     "start_descent",
     "token_gradients",
     "tree_reduce",
+    "vector_memory",
     "window_difference",
     "windowed_linear_attention",
 ]

@@ -37,6 +37,7 @@ from zoo.tasks.motifs import MotifClassification
 from zoo.tasks.mqar import MultiQueryAssociativeRecall
 from zoo.tasks.needles import KeyValueNeedle, needle_accuracy, needle_prompt
 from zoo.tasks.offline_rl import OfflineTrajectories, PointMass, Trajectory, normalised_return
+from zoo.tasks.outlier_regression import OutlierRegression, normalized_squared_error
 from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
@@ -95,6 +96,7 @@ __all__ = [
     "MultiQueryAssociativeRecall",
     "NoisyStrokes",
     "OfflineTrajectories",
+    "OutlierRegression",
     "PairRecall",
     "ParallelText",
     "Parity",
@@ -131,6 +133,7 @@ __all__ = [
     "needle_accuracy",
     "needle_prompt",
     "normalised_return",
+    "normalized_squared_error",
     "passkey_accuracy",
     "passkey_prompt",
     "perplexity",

@@ -12,8 +12,10 @@ gates: a step whose write strength is 0 and whose log decay is 0 changes nothing
     delta_rule   gated_delta_rule: writes what its prediction lacks; delta_product: several times per token
     descent      memory_descent: gradient descent on the weights of a memory of any depth
     memory       what such a memory is
+    miras        miras_scan: any memory, bias (attentional_bias.py), retention (retention.py) and algorithm
 """
 
+from zoo.scans.chunked.attentional_bias import BIASES
 from zoo.scans.chunked.clipped import chunk_clipped_linear_attention, clip_state, clipped_linear_attention
 from zoo.scans.chunked.decay import linear_attention, linear_attention_step
 from zoo.scans.chunked.delta_rule import (
@@ -25,11 +27,31 @@ from zoo.scans.chunked.delta_rule import (
 )
 from zoo.scans.chunked.descent import DescentState, memory_descent, start_descent
 from zoo.scans.chunked.memory import apply_memory, squared_error, token_gradients
+from zoo.scans.chunked.miras import (
+    ALGORITHMS,
+    Miras,
+    MirasGates,
+    MirasState,
+    matrix_memory,
+    miras_read,
+    miras_scan,
+    miras_state,
+    miras_step,
+    miras_weights,
+    vector_memory,
+)
 from zoo.scans.chunked.prefix import prefix_linear_attention
+from zoo.scans.chunked.retention import RETENTIONS
 from zoo.scans.chunked.windowed import WindowRing, window_difference, windowed_linear_attention
 
 __all__ = [
+    "ALGORITHMS",
+    "BIASES",
+    "RETENTIONS",
     "DescentState",
+    "Miras",
+    "MirasGates",
+    "MirasState",
     "WindowRing",
     "apply_memory",
     "chunk_clipped_linear_attention",
@@ -42,11 +64,18 @@ __all__ = [
     "gated_delta_rule_step",
     "linear_attention",
     "linear_attention_step",
+    "matrix_memory",
     "memory_descent",
+    "miras_read",
+    "miras_scan",
+    "miras_state",
+    "miras_step",
+    "miras_weights",
     "prefix_linear_attention",
     "squared_error",
     "start_descent",
     "token_gradients",
+    "vector_memory",
     "window_difference",
     "windowed_linear_attention",
 ]
