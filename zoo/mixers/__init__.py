@@ -9,6 +9,7 @@ The contract, which the laws in tests/laws check for every registered mixer:
   reaches it or later tokens;
 * ``initial_state(batch_size, dtype=None)``: a ``flax.struct.dataclass`` of fixed shapes; ``dtype`` is the storage dtype
   of caches (default: the compute dtype), recurrent states are always at least float32;
+* a class that says ``reads_tokens = True`` also takes ``tokens`` [B, T] int, what x was made from (n-gram heads);
 * class attributes ``causal`` and ``paper``. A mixer with ``causal = False`` keeps no state: it returns None, and
   refuses a state with ValueError;
 * the mathematics is a pure function in the same file, ``name(params, x, state, ...) -> (y, state)``; the module only
@@ -51,6 +52,7 @@ from zoo.mixers.mamba import Mamba, MambaState, mamba
 from zoo.mixers.mamba2 import Mamba2, Mamba2State, mamba2
 from zoo.mixers.mega import Mega, MegaBidirectional, MegaState, mega, mega_bidirectional
 from zoo.mixers.mlstm import MLSTM, MLSTMState, mlstm
+from zoo.mixers.ngram_head import NGramHead, NGramHeadState, ngram_head, ngram_mean, ngram_weights
 from zoo.mixers.normalized_attention import NormalizedAttention, NormalizedAttentionState, normalized_attention
 from zoo.mixers.ntm import (
     NTM,
@@ -156,6 +158,8 @@ __all__ = [
     "Mega",
     "MegaBidirectional",
     "MegaState",
+    "NGramHead",
+    "NGramHeadState",
     "NTMState",
     "NormalizedAttention",
     "NormalizedAttentionState",
@@ -227,6 +231,9 @@ __all__ = [
     "mega",
     "mega_bidirectional",
     "mlstm",
+    "ngram_head",
+    "ngram_mean",
+    "ngram_weights",
     "normalized_attention",
     "ntm",
     "paragru",

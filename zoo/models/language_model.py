@@ -123,7 +123,8 @@ class LanguageModel(nn.Module):
         if not stack.causal:
             raise ValueError("a language model needs causal mixers, but the pattern has one that sees the future")
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
-        x, layers = stack(x, None if state is None else state.layers, reset=reset, deterministic=deterministic)
+        layers = None if state is None else state.layers
+        x, layers = stack(x, layers, reset=reset, tokens=tokens, deterministic=deterministic)
         if self.tie_embeddings:
             logits = x @ embedding.T.astype(x.dtype)
         else:
