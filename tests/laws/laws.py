@@ -225,7 +225,9 @@ def law_oracle_and_gradient(s: Subject) -> None:
             want = s.oracle(module, wide["params"], x, reset, **beside(module, x))
             assert np.allclose(y, want, rtol=1e-9, atol=1e-10), f"oracle: off by {np.max(np.abs(y - want)):.2e}"
             for seed in range(2):
-                _directional(functools.partial(s.oracle, **beside(module, x)), module, wide, x, reset, weights, grads, seed)
+                _directional(
+                    functools.partial(s.oracle, **beside(module, x)), module, wide, x, reset, weights, grads, seed
+                )
 
 
 def _directional(oracle, module, params, x, reset, weights, grads, seed) -> None:

@@ -79,7 +79,7 @@ def ngram_weights(
     """
     check_tokens("tokens", tokens)
     _check_sizes(order, window)
-    matches = _fresh_matches(tokens, order, reset, pad, window).astype(jnp.promote_types(float, jnp.float32))
+    matches = _fresh_matches(tokens, order, reset, pad, window).astype(jnp.result_type(float))
     total = jnp.sum(matches, axis=-1, keepdims=True)
     return matches / jnp.maximum(total, 1)
 
@@ -174,9 +174,7 @@ def _banded_sums(x, known, position, order, pad, window):
     block = time if time <= 2 * window else window
     count = -(-time // block)
     extra = count * block - time
-    x, known, position = (
-        jnp.pad(a, ((0, 0), (0, extra), *((0, 0),) * (a.ndim - 2))) for a in (x, known, position)
-    )
+    x, known, position = (jnp.pad(a, ((0, 0), (0, extra), *((0, 0),) * (a.ndim - 2))) for a in (x, known, position))
 
     def one(start):
         def cut(a, more):

@@ -26,6 +26,16 @@ from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
+from zoo.tasks.regbench import (
+    AutomatonSampler,
+    RegBench,
+    dfa_accuracy,
+    l1_distance,
+    next_symbol_distribution,
+    total_variation,
+    truth_cross_entropy,
+    truth_divergence,
+)
 from zoo.tasks.resampling import Resampled
 from zoo.tasks.reversal import Reversal
 from zoo.tasks.selective_copying import SelectiveCopying
@@ -39,6 +49,7 @@ __all__ = [
     "Agreement",
     "Algorithmic",
     "AssociativeRecall",
+    "AutomatonSampler",
     "Babi",
     "Batch",
     "ChainRoot",
@@ -74,6 +85,7 @@ __all__ = [
     "PasskeyStream",
     "Pathfinder",
     "PointMass",
+    "RegBench",
     "Resampled",
     "Reversal",
     "SelectiveCopying",
@@ -90,13 +102,19 @@ __all__ = [
     "Trajectory",
     "UEAClassification",
     "bleu",
+    "dfa_accuracy",
     "edit_distance",
     "error_rate",
+    "l1_distance",
     "load_tokens",
     "long_documents",
+    "next_symbol_distribution",
     "normalised_return",
     "passkey_accuracy",
     "passkey_prompt",
     "perplexity",
+    "total_variation",
+    "truth_cross_entropy",
+    "truth_divergence",
     "word_accuracy",
 ]
