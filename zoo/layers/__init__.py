@@ -18,6 +18,7 @@ from zoo.layers.discretization import discretize, generalized_bilinear, zero_ord
 from zoo.layers.hippo import legs, legs_eigen, transition
 from zoo.layers.linear_attention import FEATURE_MAPS, dropped_attention, linear_attention_parameters
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean, z_loss
+from zoo.layers.lower_bounds import rising_lower_bounds, rising_pattern
 from zoo.layers.mlp import MLP, make_mlp
 from zoo.layers.moe import MixtureOfExperts, mixture_of_experts
 from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
@@ -68,6 +69,8 @@ __all__ = [
     "nonlinearity",
     "project_heads",
     "ring_of_last",
+    "rising_lower_bounds",
+    "rising_pattern",
     "rms_norm",
     "rotary",
     "rotary_frequencies",

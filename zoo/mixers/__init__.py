@@ -28,10 +28,13 @@ from zoo.mixers.gated_attention import GatedAttention, gated_attention
 from zoo.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetState, gated_deltanet
 from zoo.mixers.gated_recurrence import GatedRecurrence, GatedRecurrenceState, gated_recurrence
 from zoo.mixers.gilr import GILR, GILRState, gilr
+from zoo.mixers.gla import GLA, GLAState, gla
 from zoo.mixers.griffin_recurrent import GriffinRecurrent, GriffinRecurrentState, griffin_recurrent
 from zoo.mixers.gru import GRU, GRUState, gru
 from zoo.mixers.gss import GSS, GSSState, gss
 from zoo.mixers.h3 import H3, H3State, h3
+from zoo.mixers.hgrn import HGRN, HGRNState, hgrn
+from zoo.mixers.hgrn2 import HGRN2, HGRN2State, hgrn2
 from zoo.mixers.hyena import Hyena, HyenaState, hyena, hyena_filters
 from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.linear_attention import LinearAttention, LinearAttentionState, linear_attention_layer
@@ -69,6 +72,7 @@ from zoo.mixers.ntm import (
 from zoo.mixers.paragru import ParaGRU, ParaGRUState, paragru
 from zoo.mixers.paralstm import ParaLSTM, ParaLSTMState, paralstm
 from zoo.mixers.qlstm import QLSTM, QLSTMState, qlstm, qlstm_cell
+from zoo.mixers.retnet import RetNet, RetNetState, retnet
 from zoo.mixers.rg_lru import RGLRU, RGLRUState, rg_lru
 from zoo.mixers.rwkv4 import RWKV4, RWKV4State, rwkv4, wkv
 from zoo.mixers.rwkv4_channel_mix import RWKV4ChannelMix, RWKV4ChannelMixState, rwkv4_channel_mix
@@ -95,9 +99,12 @@ __all__ = [
     "DSS",
     "EMA",
     "GILR",
+    "GLA",
     "GRU",
     "GSS",
     "H3",
+    "HGRN",
+    "HGRN2",
     "LRU",
     "LSSL",
     "LSTM",
@@ -127,6 +134,7 @@ __all__ = [
     "FlashRNN",
     "FlashRNNState",
     "GILRState",
+    "GLAState",
     "GRUState",
     "GSSState",
     "GatedAttention",
@@ -137,6 +145,8 @@ __all__ = [
     "GriffinRecurrent",
     "GriffinRecurrentState",
     "H3State",
+    "HGRN2State",
+    "HGRNState",
     "Hyena",
     "HyenaState",
     "Jordan",
@@ -172,6 +182,8 @@ __all__ = [
     "RWKV4ChannelMix",
     "RWKV4ChannelMixState",
     "RWKV4State",
+    "RetNet",
+    "RetNetState",
     "S4Bidirectional",
     "S4DBidirectional",
     "S4DState",
@@ -208,10 +220,13 @@ __all__ = [
     "gated_deltanet",
     "gated_recurrence",
     "gilr",
+    "gla",
     "griffin_recurrent",
     "gru",
     "gss",
     "h3",
+    "hgrn",
+    "hgrn2",
     "hyena",
     "hyena_filters",
     "jordan",
@@ -244,6 +259,7 @@ __all__ = [
     "qlstm",
     "qlstm_cell",
     "read_memory",
+    "retnet",
     "rg_lru",
     "rwkv4",
     "rwkv4_channel_mix",
