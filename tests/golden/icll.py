@@ -1,5 +1,6 @@
 """Golden data of In-Context Language Learning: n-gram heads, the back-off predictor, Baum-Welch."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +41,7 @@ def head(case: Any) -> Iterator[tuple[str, Any]]:
                 return jnp.sum(y * weight), y
 
             return {
-                method: jax.value_and_grad(lambda p, x: loss(p, x, method), (0, 1), has_aux=True)(params, x)
+                method: jax.value_and_grad(functools.partial(loss, method=method), (0, 1), has_aux=True)(params, x)
                 for method in ("quadratic", "sorted")
             }
 

@@ -11,9 +11,10 @@ With x_t [D], N state channels, gamma [N] in [0, 1) the lower bound, all product
 
 theta_n begins at 10000^(-n / N). ``complex_state`` False is the real form: no theta, no imaginary parts.
 
-The paper's bounds are gamma_k = sum_{i<k} softmax(Gamma)_i over layers, Gamma shared by all (``zoo.layers.rising_lower_bounds``).
-Layers of a ``zoo.models.Stack`` share nothing: here ``lower_bound`` is a number, k / depth at the paper's start
-(``zoo.layers.rising_pattern``), or with ``learn_lower_bound`` the start of a parameter of the layer. That is our choice.
+The paper's bounds are gamma_k = sum_{i<k} softmax(Gamma)_i over layers, with Gamma shared by all
+(``zoo.layers.rising_lower_bounds``). Layers of a ``zoo.models.Stack`` share nothing: here ``lower_bound`` is a number,
+k / depth at the paper's start (``zoo.layers.rising_pattern``), or with ``learn_lower_bound`` the start of a parameter of the
+layer. That is our choice.
 
 Gates and state are at least float32 (complex64) whatever ``dtype``. Time O(B T D N), parallel over time by a scan; state: N
 complex numbers per row, or N real ones.

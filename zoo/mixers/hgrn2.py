@@ -15,8 +15,8 @@ with a decay per key channel (``zoo.scans.linear_attention``) and no parameters 
 with K = V = 1 in every head this is the real HGRN with the norm behind the gate.
 
 ``input_activation`` and ``output_activation`` are for later published code, which has "identity" and "silu".
-Lower bounds: see ``zoo.mixers.hgrn``. Gates, memory and norm are at least float32 whatever ``dtype``. Time O(B T (D N + N V)),
-parallel over time by chunks; state: N V numbers per row.
+Lower bounds: see ``zoo.mixers.hgrn``. Gates, memory and norm are at least float32 whatever ``dtype``. Time
+O(B T (D N + N V)), parallel over time by chunks; state: N V numbers per row.
 """
 
 from collections.abc import Mapping

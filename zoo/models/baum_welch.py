@@ -6,7 +6,7 @@ follow, and the first edge leaves the start state 0 for another: numbers 1 .. S 
 parameters:
 
     gamma_t(i) = P(state_t = i | string),  xi_t(i, j) = P(state_t = i, state_{t+1} = j | string)
-    A_ij <- sum xi_t(i, j) / (sum gamma_t(i) + eps),  B_ia <- sum of gamma_t(i) where symbol a was seen,  pi_i <- mean gamma_0(i)
+    A_ij <- sum xi_t(i, j) / (sum gamma_t(i) + eps),  B_ia <- sum gamma_t(i) where a was seen,  pi_i <- mean gamma_0(i)
 
 then forbidden entries are set to eps, eps is added everywhere, and rows are scaled to sum 1. (The sum under A_ij goes over
 all steps but the last of the longest string, as in published code; with the scaling that only moves the weight of eps.)

@@ -5,8 +5,8 @@ Akyurek, Wang, Kim and Andreas (2024), In-Context Language Learning: Architectur
 Automata. A probabilistic finite automaton (PFA) has n states, n drawn from ``states``, and an alphabet of k symbols, k drawn
 from ``alphabet``, the symbols from all there are. Every state has m outgoing edges, m drawn from ``edges``, with different
 symbols to different states, not to itself, all equally probable. State 0 is the start, all states accept. Then equivalent
-states are merged, states out of reach dropped, and the rest numbered in breadth-first order from the start, symbols in order: two
-automata that differ by the names of their states only become the same table, and are one automaton in ``distinct``.
+states are merged, states out of reach dropped, and the rest numbered in breadth-first order from the start, symbols in
+order: two automata that differ by the names of their states only become the same table, and are one in ``distinct``.
 
 The published code draws m from 1, 2, 3 (an exclusive upper end), the paper says 1 to 4: ``edges`` is (1, 3) or (1, 4).
 
