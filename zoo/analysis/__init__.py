@@ -12,6 +12,15 @@ from zoo.analysis.dynamical_systems import (
 )
 from zoo.analysis.gradient_flow import jacobian_log_norms, log_norm_bound, mixer_step, weight_sweep
 from zoo.analysis.memory_probe import band_limited_noise, memory_probe, run_system
+from zoo.analysis.probes import (
+    ProbeExamples,
+    ProbeResult,
+    attention_mass,
+    fit_probe,
+    hidden_states,
+    induction_weights,
+    probe_examples,
+)
 from zoo.analysis.streaming import bytes_of, step_flops, stream, stream_seconds
 
 __all__ = [
@@ -20,6 +29,9 @@ __all__ = [
     "Equivalence",
     "Measured",
     "Memory",
+    "ProbeExamples",
+    "ProbeResult",
+    "attention_mass",
     "band_limited_noise",
     "bytes_of",
     "check_equivalence",
@@ -28,12 +40,16 @@ __all__ = [
     "comparison_table",
     "cost",
     "count_parameters",
+    "fit_probe",
     "flops",
+    "hidden_states",
+    "induction_weights",
     "jacobian_log_norms",
     "log_norm_bound",
     "memory",
     "memory_probe",
     "mixer_step",
+    "probe_examples",
     "run_system",
     "state_bytes",
     "step_flops",

@@ -153,32 +153,43 @@ def next_symbol(hmm: EdgeHMM, prefix: Int[Array, " L"], length: Int[Array, ""] |
 
 def in_context_baum_welch(
     key: Key[Array, ""],
-    tokens: Int[np.ndarray, " T"],
-    positions: Int[np.ndarray, " P"],
+    tokens: Int[np.ndarray, "B T"],
+    positions: Int[np.ndarray, "B P"],
     *,
     states: int,
     vocab_size: int,
     separator: int,
     iterations: int = 10,
     eps: float = 1e-5,
-) -> Float[Array, "P V"]:
+) -> Float[Array, "B P V"]:
     """Probabilities of the token after each of ``positions`` of a row, from a fit to everything up to it.
 
     Args:
       key: of the random parameters, the same at every position.
-      tokens: a row, without padding.
-      positions: where.
+      tokens: rows, padded with 0 at their ends.
+      positions: where, not on padding.
       states: S.
       vocab_size: V; token 0 is padding.
       separator: token between strings.
       iterations, eps: of ``baum_welch``.
     """
-    check_tokens("tokens", np.asarray(tokens)[None])
+    check_tokens("tokens", tokens)
+    check_positive("iterations", iterations)
     strings, lengths, numbers, places = split_strings(np.asarray(tokens), separator)
-    begin = random_edge_hmm(key, states, vocab_size, eps=eps)
-    fit = functools.partial(_predict, begin, jnp.asarray(strings), states=states, iterations=iterations, eps=eps)
     at = np.asarray(positions)
-    return jax.jit(lambda n, p: jax.lax.map(lambda w: fit(jnp.asarray(lengths), *w), (n, p)))(numbers[at], places[at])
+    now = tuple(jnp.asarray(np.take_along_axis(a, at, axis=1)) for a in (numbers, places))
+    begin = random_edge_hmm(key, states, vocab_size, eps=eps)
+
+    @jax.jit
+    def run(begin, strings, lengths, numbers, places):
+        def row(given):
+            strings, lengths, numbers, places = given
+            fit = functools.partial(_predict, begin, strings, lengths, states=states, iterations=iterations, eps=eps)
+            return jax.lax.map(lambda where: fit(*where), (numbers, places))
+
+        return jax.lax.map(row, (strings, lengths, numbers, places))
+
+    return run(begin, jnp.asarray(strings), jnp.asarray(lengths), *now)
 
 
 def _predict(hmm, strings, lengths, number, place, *, states, iterations, eps):
@@ -190,19 +201,21 @@ def _predict(hmm, strings, lengths, number, place, *, states, iterations, eps):
 
 
 def split_strings(
-    tokens: Int[np.ndarray, " T"], separator: int
-) -> tuple[Int[np.ndarray, "N L"], Int[np.ndarray, " N"], Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
-    """(strings padded with 0, their lengths, string of every position, symbols of it up to and with the position).
+    tokens: Int[np.ndarray, "B T"], separator: int
+) -> tuple[Int[np.ndarray, "B N L"], Int[np.ndarray, "B N"], Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+    """Strings of rows padded with 0: (strings, their lengths, string of every position, symbols of it up to there).
 
-    A separator belongs to the string that begins behind it, with no symbols yet.
+    A separator belongs to the string that begins behind it, with no symbols yet. Strings are padded with 0 to the longest.
     """
+    time = np.arange(tokens.shape[1])
     ends = tokens == separator
-    number = np.cumsum(ends)
-    start = np.maximum.accumulate(np.where(ends, np.arange(len(tokens)), -1))
-    place = np.arange(len(tokens)) - start
-    lengths = np.zeros(number[-1] + 1, np.int32)
-    np.maximum.at(lengths, number, place)
-    strings = np.zeros((len(lengths), max(int(lengths.max()), 1)), np.int32)
-    inside = ~ends
-    strings[number[inside], place[inside] - 1] = tokens[inside]
+    number = np.cumsum(ends, axis=1)
+    start = np.maximum.accumulate(np.where(ends, time, -1), axis=1)
+    place = time - start
+    inside = ~ends & (tokens != 0)
+    row, step = np.nonzero(inside)
+    lengths = np.zeros((len(tokens), int(number.max()) + 1), np.int32)
+    np.maximum.at(lengths, (row, number[inside]), place[inside])
+    strings = np.zeros((*lengths.shape, max(int(lengths.max()), 1)), np.int32)
+    strings[row, number[inside], place[inside] - 1] = tokens[inside]
     return strings, lengths, number.astype(np.int32), place.astype(np.int32)
