@@ -116,6 +116,7 @@ class InContext:
       norm: of the shell.
       epochs: of training; None: ``training.steps``.
       from_share: metrics are over the positions behind this share of the row.
+      predictor_names: of ``PREDICTORS``.
       baum_welch_rows, baum_welch_positions: where Baum-Welch is run.
       probes: probe the hidden states and attention of every arm.
       training: but for its length, with epochs, and its rate.
@@ -137,6 +138,7 @@ class InContext:
     norm: str = "rms"
     epochs: int | None = None
     from_share: float = 0.5
+    predictor_names: tuple[str, ...] = PREDICTORS
     baum_welch_rows: int = 8
     baum_welch_positions: int = 2
     probes: bool = False
@@ -180,10 +182,12 @@ class InContext:
         # The same automata are held out for every size: these come first in the list.
         task = dataclasses.replace(self.data, train=max(self.sizes))
         task = Subset(task, size)
+        # a table of all n-grams where it is small, else the whole row
+        grams = task.task.vocab_size ** max(parsed(name)[1], default=0)
         model = language_model(
             name, vocab_size=task.task.vocab_size, dim=dim, depth=depth, heads=heads, time=task.task.steps,
-            after=self.after, window=None if task.task.vocab_size ** max(parsed(name)[1], default=0) <= 10_000 else task.task.steps,
-            pad=PAD, norm=self.norm, embedding_dropout=self.embedding_dropout,
+            after=self.after, window=task.task.steps if grams > 10_000 else None, pad=PAD, norm=self.norm,
+            embedding_dropout=self.embedding_dropout,
         )  # fmt: skip
         training = dataclasses.replace(self.training, learning_rate=rate)
         if self.epochs is not None:
@@ -261,7 +265,8 @@ class InContext:
             more["recurrent with heads - attention"] = max(headed) - max(attention)
         for name in (n for n in ATTENTION if n in accuracy and self.baum_welch_rows):
             label = self.key(name, size)
-            grams = min(found[f"tvd to {p}/{label}"] for p in ("backoff2", "backoff3", "suffix2", "suffix3"))
+            names = [p for p in ("backoff2", "backoff3", "suffix2", "suffix3") if p in self.predictor_names]
+            grams = min(found[f"tvd to {p}/{label}"] for p in names)
             more[f"tvd to baum_welch - to n-grams/{name}"] = found[f"tvd to baum_welch/{label}"] - grams
         return more
 
@@ -282,9 +287,10 @@ class InContext:
         return groups
 
     def predictors(self, batch: Batch) -> dict[str, jax.Array]:
-        """Probabilities by the predictors of ``PREDICTORS``."""
-        vocab = {"vocab_size": self.data.vocab_size, "separator": self.data.separator, "pad": PAD}
-        return {name: predict(name)(batch.inputs, **vocab) for name in PREDICTORS}
+        """Probabilities by every predictor."""
+        return predict(
+            batch.inputs, vocab_size=self.data.vocab_size, separator=self.data.separator, names=self.predictor_names
+        )
 
     def baum_welch_places(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Rows, and the same number of judged positions in each, drawn once for all."""
@@ -344,7 +350,9 @@ class InContext:
         distances = Figure(figsize=(8, 1.4 + 0.4 * len(trained_names)), layout="constrained")
         axes = distances.subplots()
         columns = [
-            p for p in (*PREDICTORS, "baum_welch") if f"tvd to {p}/{self.key(trained_names[0], size)}" in metrics
+            p
+            for p in (*self.predictor_names, "baum_welch")
+            if f"tvd to {p}/{self.key(trained_names[0], size)}" in metrics
         ]
         table = np.array([[metrics[f"tvd to {p}/{self.key(n, size)}"] for p in columns] for n in trained_names])
         image = axes.imshow(table, cmap="viridis_r", aspect="auto")
@@ -378,11 +386,11 @@ def _rows(task: RegBench) -> Batch:
     return task.every_row()
 
 
-@functools.cache
-def predict(name: str) -> Any:
-    """The predictor called ``name`` in ``PREDICTORS``, compiled: (tokens, vocab_size, separator, pad) -> probabilities."""
-    kind, order = re.fullmatch(r"(\D+)(\d?)", name).groups()
-    options = {"order": int(order)} if order else {}
+@functools.partial(jax.jit, static_argnames=("names", "vocab_size", "separator"))
+def predict(
+    tokens: jax.Array, *, vocab_size: int, separator: int, names: tuple[str, ...] = PREDICTORS
+) -> dict[str, jax.Array]:
+    """name -> probabilities [B, T, V] by the predictor called so in ``PREDICTORS``."""
     functions = {
         "backoff": in_context_ngram,
         "uniform": functools.partial(in_context_ngram, uniform=True),
@@ -390,7 +398,12 @@ def predict(name: str) -> Any:
         "suffix": longest_suffix,
         "nearest": nearest_suffix,
     }
-    return jax.jit(functools.partial(functions[kind], **options), static_argnames=("vocab_size", "separator", "pad"))
+    found = {}
+    for name in names:
+        kind, order = re.fullmatch(r"(\D+)(\d?)", name).groups()
+        options = {"order": int(order)} if order else {}
+        found[name] = functions[kind](tokens, vocab_size=vocab_size, separator=separator, pad=PAD, **options)
+    return found
 
 
 def scores(probs: jax.Array, batch: Batch, mask: jax.Array) -> dict[str, jax.Array]:
@@ -439,11 +452,11 @@ def probed(name: str, run: Trained, batch: Batch, data: RegBench, key: jax.Array
     """Probes of every layer's hidden states, and the attention that goes where an induction head would look."""
     found = {}
     hidden = hidden_states(run.arm.model, run.params, batch.inputs)
-    for layer, states in enumerate(hidden):
+    for layer, states in enumerate(hidden):  # the same examples for all layers
         for kind in ("count", "seen", "state"):
             examples = probe_examples(
                 kind, np.asarray(states), np.asarray(batch.inputs), np.asarray(batch.extra.states), order=2,
-                separator=data.separator, pad=PAD, seed=layer,
+                separator=data.separator, pad=PAD,
             )  # fmt: skip
             for probe in ("linear", "mlp"):
                 result = fit_probe(key, examples, kind=probe)
@@ -516,7 +529,7 @@ class Language:
     vocab_size: int = 32_000
     end_of_text: int | None = 2
     arms: tuple[str, ...] = tuple(
-        f"{m}{h}" for m in ("transformer+", "retnet", "gla") for h in ("", "_ngh1", "_ngh12", "_ngh123")
+        model + heads for model in ("transformer+", "retnet", "gla") for heads in ("", "_ngh1", "_ngh12", "_ngh123")
     )
     dim: int = 1024
     depth: int = 24
@@ -640,24 +653,21 @@ register(
         "with two static n-gram heads.",
         presets={
             "smoke": Config(
-                regbench=dataclasses.replace(
-                    InContext(),
+                regbench=InContext(
+                    arms=("lru", "lru_ngh1"),
                     sizes=(8,),
                     dims=(8,),
-                    depths=(2,),
                     training=TINY,
                     chunk=4,
                     baum_welch_rows=1,
                     baum_welch_positions=1,
-                    probes=True,
-                    arms=("gla", "gla_ngh12", "transformer"),
-                    data=dataclasses.replace(
-                        InContext().data,
-                        held_out=10,
-                        time=40,
+                    predictor_names=("backoff2", "suffix2", "suffix3"),
+                    data=RegBench(
+                        AutomatonSampler(symbols=4, states=(4, 4), alphabet=(4, 4)),
+                        held_out=4,
                         strings=(6, 6),
-                        lengths=(4, 6),
-                        automata=AutomatonSampler(symbols=4, states=(4, 4), alphabet=(4, 4)),
+                        lengths=(3, 4),
+                        time=24,
                     ),
                 )
             ),
@@ -669,7 +679,6 @@ register(
                     sizes=(1000, 2500, 5000, 10_000, 20_000, 40_000),
                     dims=(256,),
                     depths=(8,),
-                    heads=(2,),
                     rates=(2.5e-4,),
                     embedding_dropout=0.1,
                     norm="layer",
@@ -698,7 +707,7 @@ register(
                 Check("attention over all others", "attention - best without attention or heads", ">", 0.0),
                 Check("RetNet or GLA with heads reach attention", "recurrent with heads - attention", ">=", -0.01),
                 Check(
-                    "transformer nearer to n-grams than to Baum-Welch",
+                    "nearer to n-grams than to Baum-Welch",
                     "tvd to baum_welch - to n-grams/transformer",
                     ">",
                     0.0,

@@ -16,6 +16,7 @@ With a = P h and b the embedding of the symbol, or P h' of the other position, p
 there are any: 1 for a static n-gram head of that order.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -54,7 +55,7 @@ class ProbeExamples(NamedTuple):
 
 
 class ProbeResult(NamedTuple):
-    """``score`` on the held-out examples (R^2, or accuracy of a binary probe), ``fitted_score`` on the others, ``params``."""
+    """``score`` on the held-out examples, R^2 or the accuracy of a binary probe; ``fitted_score`` on the others."""
 
     score: float
     fitted_score: float
@@ -231,6 +232,26 @@ class _Probe(nn.Module):
         return nn.Dense(1, name="output")(inner)[..., 0]
 
 
+@functools.partial(jax.jit, static_argnames=("probe", "binary", "steps"))
+def _fit(key, hidden, question, target, weight, learning_rate, weight_decay, *, probe, binary, steps):
+    optimizer = optax.adamw(optax.cosine_decay_schedule(1.0, steps), weight_decay=weight_decay)
+    params = probe.init(key, hidden, question)
+
+    def loss(params):
+        said = probe.apply(params, hidden, question)
+        each = optax.sigmoid_binary_cross_entropy(said, target) if binary else (said - target) ** 2
+        return jnp.sum(weight * each) / jnp.sum(weight)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        updates = jax.tree.map(lambda u: learning_rate * u, updates)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), None, length=steps)
+    return params, probe.apply(params, hidden, question)
+
+
 def fit_probe(
     key: Key[Array, ""],
     examples: ProbeExamples,
@@ -259,27 +280,11 @@ def fit_probe(
     hidden, question = prepared(examples.hidden), prepared(examples.question)
     symbols = int(np.max(examples.question)) + 1 if examples.question.ndim == 1 else 1
     probe = _Probe(kind, examples.hidden.shape[1] if width is None else width, symbols)
-    optimizer = optax.adamw(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay)
-    target = jnp.asarray(examples.target)
-
-    def loss(params, weight):
-        said = probe.apply(params, hidden, question)
-        each = optax.sigmoid_binary_cross_entropy(said, target) if examples.binary else (said - target) ** 2
-        return jnp.sum(weight * each) / jnp.sum(weight)
-
-    @jax.jit
-    def run(key, weight):
-        params = probe.init(key, hidden, question)
-
-        def step(carry, _):
-            params, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(params, weight), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), None, length=steps)
-        return params, probe.apply(params, hidden, question)
-
-    params, said = run(key, jnp.asarray(fitted, jnp.float32))
+    weight, target = jnp.asarray(fitted, jnp.float32), jnp.asarray(examples.target)
+    params, said = _fit(
+        key, hidden, question, target, weight, jnp.float32(learning_rate), jnp.float32(weight_decay), probe=probe,
+        binary=examples.binary, steps=steps,
+    )  # fmt: skip
     said = np.asarray(said)
 
     def score(where):

@@ -213,7 +213,7 @@ def split_strings(
     start = np.maximum.accumulate(np.where(ends, time, -1), axis=1)
     place = time - start
     inside = ~ends & (tokens != 0)
-    row, step = np.nonzero(inside)
+    row = np.nonzero(inside)[0]
     lengths = np.zeros((len(tokens), int(number.max()) + 1), np.int32)
     np.maximum.at(lengths, (row, number[inside]), place[inside])
     strings = np.zeros((*lengths.shape, max(int(lengths.max()), 1)), np.int32)
