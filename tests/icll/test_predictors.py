@@ -38,7 +38,7 @@ def strings_of(tokens):
     return strings
 
 
-def backoff(tokens, order, add_one, uniform, with_backoff):
+def backoff(tokens, order, add_one=False, uniform=False, with_backoff=True):
     """The definition, by counting windows of padded strings."""
     strings = strings_of(tokens)
     padded = [["_"] * (order - 1) + s for s in strings]
@@ -68,8 +68,6 @@ def backoff(tokens, order, add_one, uniform, with_backoff):
     if uniform:
         for n in range(1, order + 1):
             same = [a for a, (_, m) in found.items() if m == n]
-            for a in same:
-                found[a] = (sum(found[b][0] for b in same) / len(same), 0) if False else found[a]
             mean = sum(found[a][0] for a in same) / max(len(same), 1)
             found |= {a: (mean, n) for a in same}
     return np.array([found.get(a, (0.0,))[0] for a in range(VOCAB)])
@@ -83,22 +81,17 @@ def backoff(tokens, order, add_one, uniform, with_backoff):
         (3, {}),
         (4, {"uniform": True}),
         (3, {"add_one": True}),
-        (3, {"backoff": False}),
+        (3, {"with_backoff": False}),
         (1, {"add_one": True}),
     ],
 )
 def test_back_off_is_counting_words(order, options):
     rows = np.stack([text(0), text(1)])
-    got = in_context_ngram(jnp.asarray(rows), vocab_size=VOCAB, order=order, separator=SEPARATOR, **options)
+    named = {("backoff" if name == "with_backoff" else name): value for name, value in options.items()}
+    got = in_context_ngram(jnp.asarray(rows), vocab_size=VOCAB, order=order, separator=SEPARATOR, **named)
     for row, probs in zip(rows, np.asarray(got)):
         for t in range(len(row)):
-            want = backoff(
-                row[: t + 1],
-                order,
-                options.get("add_one", False),
-                options.get("uniform", False),
-                options.get("backoff", True),
-            )
+            want = backoff(row[: t + 1], order, **options)
             np.testing.assert_allclose(probs[t], want, atol=2e-6, err_msg=f"position {t}")
 
 
@@ -137,7 +130,7 @@ def test_the_nearest_neighbour_is_the_last_of_the_longest():
     got = nearest_suffix(jnp.asarray(row[None]), vocab_size=VOCAB, longest=8)[0]
     assert int(jnp.argmax(got[-1])) == 1  # ... 2, 1, 2 was followed by 1; 1, 2 alone before it by 3
     assert int(jnp.argmax(got[3])) == 3  # 2 was followed by 3 once
-    np.testing.assert_allclose(got[0], 1 / VOCAB)  # nothing has followed anything yet
+    assert int(jnp.argmax(got[0])) == 1  # the only token that has come
     shorter = nearest_suffix(jnp.asarray(row[None, :6]), vocab_size=VOCAB, longest=8)[0]
     assert int(jnp.argmax(shorter[-1])) == 3
 
