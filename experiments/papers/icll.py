@@ -32,6 +32,7 @@ import numpy as np
 import zoo
 from experiments.arms import language_modelling
 from experiments.experiment import Arm, Check, Experiment, Trained, Training, register
+from experiments.papers.dsf import small_tables
 from zoo.analysis.probes import attention_mass, fit_probe, hidden_states, induction_weights, probe_examples
 from zoo.checks import check_choice, nearest
 from zoo.layers import cross_entropy, rising_pattern
@@ -209,8 +210,9 @@ class InContext:
                     found |= {"loss": value, **scores(jax.nn.softmax(logits), batch, self.judged(batch))}
             return found
 
+        begin = initializer(model)
         return Arm(
-            lambda key, batch: model.init(key, batch.inputs), loss, task, training, evaluate,
+            lambda key, batch: begin(key, batch.inputs), loss, task, training, evaluate,
             evaluation_data=self.held_out(), model=model,
         )  # fmt: skip
 
@@ -238,7 +240,9 @@ class InContext:
                 found[f"tvd to {predictor}/{name}"] = float(total_variation(probs, other, judged))
                 found[f"l1 to {predictor}/{name}"] = float(l1_distance(probs, other, judged))
             if fitted is not None:
-                found[f"tvd to baum_welch/{name}"] = float(total_variation(probs[rows[:, None], positions], fitted))
+                here = probs[rows[:, None], positions]
+                found[f"tvd to baum_welch/{name}"] = float(total_variation(here, fitted))
+                found[f"l1 to baum_welch/{name}"] = float(l1_distance(here, fitted))
             if self.probes:
                 found |= probed(name, run, batch, self.data, key)
         for (name, size), (other, same) in itertools.product(self.points(), repeat=2):
@@ -379,6 +383,12 @@ class Subset(zoo.tasks.Task):
     def example(self, key: jax.Array, data: Any = None) -> Batch:
         batch = self.task.example(key, data)
         return batch._replace(extra=None)
+
+
+@functools.lru_cache(maxsize=64)
+def initializer(model: Any) -> Any:
+    """``init(key, tokens)`` with small tables; the same for all arms with this model, so that it is traced once."""
+    return jax.jit(lambda key, tokens: small_tables(model.init(key, tokens), model.dim))
 
 
 @functools.lru_cache(maxsize=4)
