@@ -431,6 +431,7 @@ def forward(model: Any, params: Any, tokens: jax.Array, chunk: int) -> jax.Array
     return logits.reshape(-1, *logits.shape[2:])[:count]
 
 
+@functools.lru_cache(maxsize=32)
 def _forward(model, chunk):
     return jax.jit(lambda params, tokens: forward(model, params, tokens, chunk))
 
@@ -528,6 +529,7 @@ class Language:
       path: the file; dtype_of_file, vocab_size, end_of_text: of it.
       arms: see the module docstring.
       dim, depth, heads, mlp_dim: of the models.
+      retnet_mlp_dim: RetNet's values are twice as wide; a narrower MLP makes up for them.
       after: layers below the n-gram heads.
       time: tokens of a segment; n-gram heads look back as far.
       validation_rows: segments of the evaluation.
@@ -545,6 +547,7 @@ class Language:
     depth: int = 24
     heads: int = 4
     mlp_dim: int = 2816
+    retnet_mlp_dim: int = 1536
     after: int = 1
     time: int = 2048
     held_out: int = 2_000_000
@@ -559,6 +562,14 @@ class Language:
         for arm in self.arms:
             parsed(arm)
 
+    def model(self, name: str) -> Any:
+        """The model of an arm."""
+        return language_model(
+            name, vocab_size=self.vocab_size, dim=self.dim, depth=self.depth, heads=self.heads, time=self.time,
+            after=self.after, window=self.time, mlp="swiglu", tie_embeddings=True, remat=True, dtype=self.dtype,
+            mlp_dim=self.retnet_mlp_dim if name.startswith("retnet") else self.mlp_dim,
+        )  # fmt: skip
+
     def build(self) -> dict[str, Arm]:
         """One arm per model."""
         return {name: self.arm(name) for name in self.arms}
@@ -569,11 +580,7 @@ class Language:
             TokenFile(self.path, self.time, split, self.dtype_of_file, self.held_out, self.end_of_text)
             for split in ("train", "validation")
         )
-        model = language_model(
-            name, vocab_size=self.vocab_size, dim=self.dim, depth=self.depth, heads=self.heads, time=self.time,
-            after=self.after, window=self.time, mlp="swiglu", mlp_dim=self.mlp_dim, tie_embeddings=True, remat=True,
-            dtype=self.dtype,
-        )  # fmt: skip
+        model = self.model(name)
         batch = held.read(0, 0, range(self.validation_rows), self.validation_rows)
 
         def loss(params, batch, key, step, carry):

@@ -14,7 +14,6 @@ from experiments.papers.icll import (
     Recall,
     Subset,
     best_row,
-    language_model,
     learning_curve,
     parsed,
     stand_in,
@@ -66,21 +65,16 @@ def test_the_learning_curve_counts_by_examples_before():
     assert examples[0] == 0 and np.all(accuracy == 1)
 
 
-@pytest.mark.parametrize(("arm", "millions"), [("transformer+", 340), ("gla", 340), ("retnet", 390)])
-def test_language_models_have_the_papers_size(tmp_path, arm, millions):
-    """340 M within a fifth; n-gram heads add two matrices each."""
+@pytest.mark.parametrize("arm", ["transformer+", "gla", "retnet"])
+def test_language_models_have_340_million_parameters_and_heads_add_two_matrices_each(arm):
     config = PAPER.language
 
     def count(name):
-        model = language_model(
-            name, vocab_size=config.vocab_size, dim=config.dim, depth=config.depth, heads=config.heads, time=config.time,
-            after=1, window=config.time, mlp="swiglu", mlp_dim=config.mlp_dim, tie_embeddings=True,
-        )  # fmt: skip
-        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+        shapes = jax.eval_shape(config.model(name).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
     plain = count(arm)
-    assert plain / 1e6 == pytest.approx(millions, rel=0.1)
+    assert plain / 1e6 == pytest.approx(340, rel=0.05)
     assert count(f"{arm}_ngh12") - plain == 2 * (2 * config.dim**2 + 2 * config.dim + config.dim)
 
 
@@ -93,7 +87,7 @@ def test_language_models_read_files_of_tokens(tmp_path):
     )  # fmt: skip
     config = stand_in(config, tmp_path)
     arm = get("icll").arms(config)["gla_ngh12"]
-    batch = arm.task.read(0, 0, range(2), 2)
+    batch = jax.tree.map(jnp.asarray, arm.task.read(0, 0, range(2), 2))
     params = jax.eval_shape(arm.init, jax.random.key(0), batch)
     value = jax.eval_shape(lambda p: arm.loss(p, batch, jax.random.key(0), 0, None)[0], params)
     assert value.shape == ()

@@ -85,10 +85,11 @@ def test_rows_are_strings_of_the_automaton_and_the_truth_is_its():
     for tokens, targets, mask, truth, states, number in zip(
         *map(np.asarray, (batch.inputs, batch.targets, batch.mask, *batch.extra)), strict=True
     ):
-        text = TASK.decode([*tokens, targets[-1]])
+        whole = np.append(tokens, targets[-1])
+        text = TASK.decode(whole)
         strings = text.split("|")
         assert 2 <= len(strings) <= 4 and all(1 <= len(s) <= 5 for s in strings)
-        np.testing.assert_array_equal(TASK.encode(text), [*tokens, targets[-1]][: len(text)])
+        np.testing.assert_array_equal(TASK.encode(text), whole[: len(text)])
         state = 0
         for t, (token, target) in enumerate(zip(tokens, targets, strict=True)):
             if token == PAD:
