@@ -378,7 +378,7 @@ class Subset(zoo.tasks.Task):
     count: int
 
     def data(self) -> Any:
-        return self.task.data()[: self.count]
+        return jax.tree.map(lambda a: a[: self.count], self.task.data())
 
     def example(self, key: jax.Array, data: Any = None) -> Batch:
         batch = self.task.example(key, data)
@@ -676,8 +676,7 @@ register(
                     dims=(8,),
                     training=TINY,
                     chunk=4,
-                    baum_welch_rows=1,
-                    baum_welch_positions=1,
+                    baum_welch_rows=0,
                     predictor_names=("backoff2", "suffix2", "suffix3"),
                     data=RegBench(
                         AutomatonSampler(symbols=4, states=(4, 4), alphabet=(4, 4)),

@@ -38,8 +38,8 @@ def test_the_paper_preset_has_all_architectures_and_sizes():
     small = dataclasses.replace(config, sizes=(6, 12), arms=("lru",), data=dataclasses.replace(config.data, held_out=2))
     arms = small.build()
     assert list(arms) == ["lru_n6", "lru_n12"]
-    assert [len(arm.task.data()) for arm in arms.values()] == [6, 12]
-    np.testing.assert_array_equal(*(arm.task.data()[:6] for arm in arms.values()))
+    assert [len(arm.task.data().tokens) for arm in arms.values()] == [6, 12]
+    np.testing.assert_array_equal(*(arm.task.data().tokens[:6] for arm in arms.values()))
     assert arms["lru_n6"].training.steps == 200 and arms["lru_n6"].training.warmup == 20
     assert isinstance(arms["lru_n6"].task, Subset)
 

@@ -15,7 +15,8 @@ drawn from ``strings`` and ``lengths``. Tokens are "." (padding, 0), the symbols
 order of their characters. The next token is asked for, but not where it is "|" or padding; the first symbol of the first
 string is never asked for. Training, validation and test rows are of different automata.
 
-Everything here is made for many automata at once: thousands of them take a second.
+Automata and their rows are made on the host, for many automata at once: thousands of them take a second. Fresh rows are
+made on the device.
 """
 
 import dataclasses
@@ -229,6 +230,47 @@ def states_after(table: Int[Array, "S A"], tokens: Int[Array, " T"]) -> Int[Arra
     return jax.lax.scan(step, jnp.int32(0), tokens)[1]
 
 
+class Rows(NamedTuple):
+    """What a split is made from: ``automata`` [N, S, A], and of their own rows ``tokens`` and ``states`` [N, T + 1]."""
+
+    automata: Int[Array, "N S A"]
+    tokens: Int[Array, "N T"]
+    states: Int[Array, "N T"]
+
+
+def sample_rows(
+    rng: np.random.Generator,
+    tables: Int[np.ndarray, "N S A"],
+    *,
+    strings: tuple[int, int],
+    lengths: tuple[int, int],
+    time: int,
+) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, "N T"]]:
+    """One row for each automaton on the host, step by step for all of them at once; as ``sample_strings``, other draws."""
+    rows = np.arange(len(tables))
+    separator = tables.shape[2] + 1
+    count = rng.integers(strings[0], strings[1] + 1, len(tables))
+    length = rng.integers(lengths[0], lengths[1] + 1, (len(tables), strings[1]))
+    edges = tables >= 0
+    degree = edges.sum(axis=2)
+    symbols = np.argsort(~edges, axis=2, kind="stable")[:, :, : degree.max()]  # those with an edge come first
+    tokens = np.zeros((len(tables), time), np.uint8 if separator < 256 else np.int32)
+    states = np.full((len(tables), time), -1, np.int8)
+    state, string, place = (np.zeros(len(tables), int) for _ in range(3))
+    for t in range(time):
+        ended = place >= length[rows, np.minimum(string, strings[1] - 1)]
+        over = (string >= count) | (ended & (string == count - 1))  # no separator behind the last string
+        pick = (rng.random(len(tables)) * degree[rows, state]).astype(int)
+        symbol = symbols[rows, state, pick]
+        state = np.where(ended, 0, tables[rows, state, symbol])
+        tokens[:, t] = np.where(over, PAD, np.where(ended, separator, symbol + 1))
+        states[:, t] = np.where(over, -1, state)
+        string = np.where(over, count, string + ended)
+        place = np.where(ended, 0, place + 1)
+        state = np.where(over, 0, state)
+    return tokens, states
+
+
 class Truth(NamedTuple):
     """What is known of a row: ``probs`` [T, V] of the next token, ``states`` [T] after each token, ``automaton`` []."""
 
@@ -292,24 +334,24 @@ class RegBench(Task):
         """Automata of the split."""
         return self.train if self.split == "train" else self.held_out
 
-    def data(self) -> Int[np.ndarray, "N S A"]:
-        """The automata of the split."""
-        places = {"test": 0, "validation": self.held_out, "train": 2 * self.held_out}
-        start = places[self.split]
-        return _automata(self.automata, self.train + 2 * self.held_out, self.seed)[start : start + self.count]
+    def data(self) -> Rows:
+        """The automata of the split and their own rows."""
+        return _rows(dataclasses.replace(self, fresh=False))
 
-    def example(self, key: Key[Array, ""], data: Int[Array, "N S A"]) -> Batch:
+    def example(self, key: Key[Array, ""], data: Rows) -> Batch:
+        if not self.fresh:
+            return self.row(jax.random.randint(key, (), 0, len(data.automata)), data)
         key_index, key_row = jax.random.split(key)
-        index = jax.random.randint(key_index, (), 0, len(data))
-        return self.row(index, data, key_row if self.fresh else None)
+        return self.row(jax.random.randint(key_index, (), 0, len(data.automata)), data, key_row)
 
-    def row(self, index: Int[Array, ""], data: Int[Array, "N S A"], key: Key[Array, ""] | None = None) -> Batch:
+    def row(self, index: Int[Array, ""], data: Rows, key: Key[Array, ""] | None = None) -> Batch:
         """A row of automaton ``index``: its own, or with ``key`` a fresh one."""
+        data = jax.tree.map(jnp.asarray, data)
+        table = data.automata[index]
         if key is None:
-            split = jax.random.fold_in(jax.random.key(self.seed), SPLITS.index(self.split))
-            key = jax.random.fold_in(split, index)
-        table = jnp.asarray(data)[index]
-        tokens, states = sample_strings(key, table, strings=self.strings, lengths=self.lengths, time=self.steps + 1)
+            tokens, states = data.tokens[index].astype(jnp.int32), data.states[index].astype(jnp.int32)
+        else:
+            tokens, states = sample_strings(key, table, strings=self.strings, lengths=self.lengths, time=self.steps + 1)
         targets = tokens[1:]
         mask = (targets != PAD) & (targets != self.separator)
         truth = Truth(next_symbol_distribution(table, states[:-1]), states[:-1], jnp.asarray(index, jnp.int32))
@@ -317,9 +359,8 @@ class RegBench(Task):
 
     def every_row(self, count: int | None = None) -> Batch:
         """The rows of all automata of the split, or of the first ``count``."""
-        data = jnp.asarray(self.data())
         rows = jnp.arange(self.count if count is None else min(count, self.count))
-        return jax.jit(jax.vmap(self.row, (0, None)))(rows, data)
+        return jax.jit(jax.vmap(self.row, (0, None)))(rows, self.data())
 
     def encode(self, text: str) -> Int[np.ndarray, " T"]:
         """Tokens of ``text`` such as "abc|ab."; ValueError for a character that is none."""
@@ -343,6 +384,16 @@ class RegBench(Task):
 @functools.lru_cache(maxsize=4)
 def _automata(sampler, count, seed):
     return sampler.distinct(count, seed)
+
+
+@functools.lru_cache(maxsize=8)
+def _rows(task):
+    places = {"test": 0, "validation": task.held_out, "train": 2 * task.held_out}
+    start = places[task.split]
+    automata = _automata(task.automata, task.train + 2 * task.held_out, task.seed)[start : start + task.count]
+    rng = np.random.default_rng((task.seed, SPLITS.index(task.split)))
+    tokens, states = sample_rows(rng, automata, strings=task.strings, lengths=task.lengths, time=task.steps + 1)
+    return Rows(automata, tokens, states)
 
 
 def dfa_accuracy(
