@@ -26,6 +26,13 @@ BATCH, TIME, CUT, DIM = 3, 12, 5, 8
 EPS32 = float(np.finfo(np.float32).eps)
 
 
+def beside(module: Any, x: Any) -> dict[str, Any]:
+    """What ``module`` reads besides x: tokens made from x, step by step, where it ``reads_tokens``."""
+    if not getattr(module, "reads_tokens", False):
+        return {}
+    return {"tokens": (x[..., 0] > -0.4).astype(np.int32) + (x[..., 0] > 0.4)}
+
+
 class Subject:
     """A mixer under test: ``module``, float32 ``params``, an input ``x`` [BATCH, TIME, DIM], shared jitted calls.
 
@@ -38,12 +45,16 @@ class Subject:
         self.x = jax.random.normal(keys[0], (BATCH, TIME, DIM))
         self.weights = jax.random.normal(keys[1], (BATCH, TIME, DIM))
         self.no_reset = jnp.zeros((BATCH, TIME), bool)
-        self.params = jax.jit(module.init)(keys[2], self.x)
+        self.params = jax.jit(module.init)(keys[2], self.x, **beside(module, self.x))
         # Laws must not hold by accident of an initialisation at zero or one.
         self.params = jax.tree.map(
             lambda p, k: p + 0.05 * jax.random.normal(k, p.shape).astype(p.dtype), self.params, _keys_like(self.params)
         )
         self.traces = 0
+
+    def apply(self, params: Any, x: Any, *state: Any, **options: Any) -> tuple[Any, Any]:
+        """``module.apply``."""
+        return self.module.apply(params, x, *state, **beside(self.module, x), **options)
 
     @property
     def causal(self) -> bool:
@@ -68,7 +79,7 @@ class Subject:
 
         def apply(params, x, state, reset):
             self.traces += 1
-            return self.module.apply(params, x, state, reset=reset)
+            return self.apply(params, x, state, reset=reset)
 
         return jax.jit(apply)
 
@@ -116,13 +127,13 @@ def law_cut(s: Subject) -> None:
     """Any split, and one token at a time, equals the whole; states and gradients too."""
     if not s.keeps_state:
         try:
-            s.module.apply(s.params, s.x, s.x)
+            s.apply(s.params, s.x, s.x)
         except ValueError:
             assert s.whole[1] is None, "a mixer with causal = False keeps no state"
             return
         raise AssertionError("a mixer with causal = False must refuse a state")
     y, state = s.whole
-    default = jax.jit(s.module.apply)(s.params, s.x)
+    default = jax.jit(s.apply)(s.params, s.x)
     close(default, (y, state), "state=None is not the initial state")
     first = [s.prefix] if s.prefix else []
     for sizes in ([s.cut, TIME - s.cut], first + [1] * (TIME - s.prefix)):
@@ -134,7 +145,7 @@ def law_cut(s: Subject) -> None:
         state, total, start = s.initial, 0.0, 0
         for size in sizes:
             stop = start + size
-            y, state = s.module.apply(params, x[:, start:stop], state)
+            y, state = s.apply(params, x[:, start:stop], state)
             total, start = total + jnp.sum(y * s.weights[:, start:stop]), stop
         return total
 
@@ -224,16 +235,18 @@ def law_oracle_and_gradient(s: Subject) -> None:
 
         @jax.jit
         def value_and_grads(params, x, reset):
-            y, pullback = jax.vjp(lambda p, x: module.apply(p, x, reset=reset)[0], params, x)
+            y, pullback = jax.vjp(lambda p, x: module.apply(p, x, **beside(module, x), reset=reset)[0], params, x)
             return y, pullback(jnp.asarray(weights, y.dtype))
 
         for reset in (np.zeros_like(resets), resets):
             y, grads = jax.tree.map(np.asarray, value_and_grads(wide, x, reset))
             assert y.dtype == np.float64, f"dtype='float64' computes in {y.dtype}"
-            want = s.oracle(module, wide["params"], x, reset)
+            want = s.oracle(module, wide["params"], x, reset, **beside(module, x))
             assert np.allclose(y, want, rtol=1e-9, atol=1e-10), f"oracle: off by {np.max(np.abs(y - want)):.2e}"
             for seed in range(2):
-                _directional(s.oracle, module, wide, x, reset, weights, grads, seed)
+                _directional(
+                    functools.partial(s.oracle, **beside(module, x)), module, wide, x, reset, weights, grads, seed
+                )
 
 
 def _directional(oracle, module, params, x, reset, weights, grads, seed) -> None:
@@ -257,7 +270,7 @@ def _directional(oracle, module, params, x, reset, weights, grads, seed) -> None
 def law_precision(s: Subject) -> None:
     """bfloat16 compute stays within 16 roundings (2^-8 each) of float32, relative to the size of the output."""
     module = s.module.clone(dtype="bfloat16")
-    y, state = jax.jit(lambda p, x: module.apply(p, x))(s.params, s.x)
+    y, state = jax.jit(lambda p, x: module.apply(p, x, **beside(module, x)))(s.params, s.x)
     assert y.dtype == jnp.bfloat16, f"dtype='bfloat16' returns {y.dtype}"
     want = np.asarray(s.whole[0], np.float64)
     error = np.linalg.norm(np.asarray(y, np.float64) - want) / np.linalg.norm(want)
@@ -276,7 +289,7 @@ def law_compose(s: Subject) -> None:
     assert s.traces == before, "retraced on equal shapes"
 
     def run(params, x):
-        return s.module.apply(params, x)[0]
+        return s.apply(params, x)[0]
 
     two = jnp.stack([s.x, 2 * s.x])
     rows = jax.jit(jax.vmap(run, (None, 0)))(s.params, two)
@@ -290,18 +303,19 @@ def law_compose(s: Subject) -> None:
 
     spec = zoo.describe(s.module)
     stack = Stack(dim=DIM, pattern=(spec,), depth=3, mlp="none", final_norm=False)
-    params = jax.jit(stack.init)(jax.random.key(0), s.x)
+    tokens = beside(s.module, s.x)
+    params = jax.jit(stack.init)(jax.random.key(0), s.x, **tokens)
     block = Block(mixer=spec, dim=DIM, mlp="none")
     h = s.x
-    step = jax.jit(lambda p, h: block.apply({"params": p}, h)[0])
+    step = jax.jit(lambda p, h: block.apply({"params": p}, h, **tokens)[0])
     for layer in range(3):
         h = step(jax.tree.map(lambda p, i=layer: p[i], params["params"]["layers"]["run_0"]), h)
-    close(jax.jit(lambda p, x: stack.apply(p, x)[0])(params, s.x), h, "scan over layers", steps=3 * TIME)
+    close(jax.jit(lambda p, x: stack.apply(p, x, **tokens)[0])(params, s.x), h, "scan over layers", steps=3 * TIME)
 
 
 def law_long(s: Subject) -> None:
     """T = 4097 and T = 1 work without NaN, and memory grows linearly in T unless the mixer is ``quadratic``."""
-    run = jax.jit(lambda p, x: s.module.apply(p, x)[0])
+    run = jax.jit(lambda p, x: s.apply(p, x)[0])
     one, long = (jax.random.normal(jax.random.key(time), (1, time, DIM)) for time in (1, 4097))
     compiled = run.lower(s.params, long).compile()
     if not getattr(s.module, "quadratic", False):
@@ -343,7 +357,7 @@ def law_errors(s: Subject) -> None:
         wrong.append(("state of a wrong type", (x, (x, x, x, x, x, x, x)), {}, "state"))
     for label, args, kwargs, words in wrong:
         try:
-            jax.eval_shape(lambda a=args, k=kwargs: s.module.apply(s.params, *a, **k))
+            jax.eval_shape(lambda a=args, k=kwargs: s.apply(s.params, *a, **k))
         except (ValueError, TypeError) as error:
             text = str(error)
             assert any(word in text for word in words.split("|")), f"{label}: unclear error {text!r}"

@@ -14,7 +14,7 @@ SUBJECTS = subjects()
 def subject(label: str) -> Subject:
     name, options = SUBJECTS[label]
     cut = CUT if FIRST[name] == label else TIME // 2
-    return Subject(zoo.create(name, **options), lambda *a: oracle_of(name)(*a), cut)
+    return Subject(zoo.create(name, **options), lambda *a, **beside: oracle_of(name)(*a, **beside), cut)
 
 
 # Beyond a mixer's first variant `make test` asks what its options change: the oracle with its gradients, a cut, a reset,

@@ -12,6 +12,15 @@ from zoo.analysis.dynamical_systems import (
 )
 from zoo.analysis.gradient_flow import jacobian_log_norms, log_norm_bound, mixer_step, weight_sweep
 from zoo.analysis.memory_probe import band_limited_noise, memory_probe, run_system
+from zoo.analysis.probes import (
+    ProbeExamples,
+    ProbeResult,
+    attention_mass,
+    fit_probe,
+    hidden_states,
+    induction_weights,
+    probe_examples,
+)
 from zoo.analysis.state_rank import effective_rank, rank_along_sequence
 from zoo.analysis.streaming import bytes_of, step_flops, stream, stream_seconds
 
@@ -21,6 +30,9 @@ __all__ = [
     "Equivalence",
     "Measured",
     "Memory",
+    "ProbeExamples",
+    "ProbeResult",
+    "attention_mass",
     "band_limited_noise",
     "bytes_of",
     "check_equivalence",
@@ -30,12 +42,16 @@ __all__ = [
     "cost",
     "count_parameters",
     "effective_rank",
+    "fit_probe",
     "flops",
+    "hidden_states",
+    "induction_weights",
     "jacobian_log_norms",
     "log_norm_bound",
     "memory",
     "memory_probe",
     "mixer_step",
+    "probe_examples",
     "rank_along_sequence",
     "run_system",
     "state_bytes",

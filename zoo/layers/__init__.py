@@ -28,6 +28,7 @@ from zoo.layers.linear_attention import (
     taylor_weights,
 )
 from zoo.layers.losses import accuracy, cross_entropy, masked_mean, prefix_lm_loss, z_loss
+from zoo.layers.lower_bounds import rising_lower_bounds, rising_pattern
 from zoo.layers.mlp import MLP, make_mlp
 from zoo.layers.moe import MixtureOfExperts, mixture_of_experts
 from zoo.layers.nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
@@ -82,6 +83,8 @@ __all__ = [
     "project_heads",
     "retention_decays",
     "ring_of_last",
+    "rising_lower_bounds",
+    "rising_pattern",
     "rms_norm",
     "rotary",
     "rotary_frequencies",

@@ -9,6 +9,7 @@ The contract, which the laws in tests/laws check for every registered mixer:
   reaches it or later tokens;
 * ``initial_state(batch_size, dtype=None)``: a ``flax.struct.dataclass`` of fixed shapes; ``dtype`` is the storage dtype
   of caches (default: the compute dtype), recurrent states are always at least float32;
+* a class that says ``reads_tokens = True`` also takes ``tokens`` [B, T] int, what x was made from (n-gram heads);
 * class attributes ``causal`` and ``paper``. A mixer with ``causal = False`` keeps no state: it returns None, and
   refuses a state with ValueError; unless it has ``prefix_length`` > 1: then the first tokens of a document, that many, see
   each other, all that comes after them is causal, and one call must hold them;
@@ -38,6 +39,8 @@ from zoo.mixers.gru import GRU, GRUState, gru
 from zoo.mixers.gsa import GSA, GSAState, gsa
 from zoo.mixers.gss import GSS, GSSState, gss
 from zoo.mixers.h3 import H3, H3State, h3
+from zoo.mixers.hgrn import HGRN, HGRNState, hgrn
+from zoo.mixers.hgrn2 import HGRN2, HGRN2State, hgrn2
 from zoo.mixers.hyena import Hyena, HyenaState, hyena, hyena_filters
 from zoo.mixers.jordan import Jordan, JordanOutput, JordanState, jordan
 from zoo.mixers.linear_attention import LinearAttention, LinearAttentionState, linear_attention_layer
@@ -62,6 +65,7 @@ from zoo.mixers.memora import Memora
 from zoo.mixers.miras import MirasLayer, MirasLayerState, miras_layer
 from zoo.mixers.mlstm import MLSTM, MLSTMState, mlstm
 from zoo.mixers.moneta import Moneta
+from zoo.mixers.ngram_head import NGramHead, NGramHeadState, ngram_head, ngram_mean, ngram_weights
 from zoo.mixers.normalized_attention import NormalizedAttention, NormalizedAttentionState, normalized_attention
 from zoo.mixers.ntm import (
     NTM,
@@ -123,6 +127,8 @@ __all__ = [
     "GSA",
     "GSS",
     "H3",
+    "HGRN",
+    "HGRN2",
     "LRU",
     "LSSL",
     "LSTM",
@@ -173,6 +179,8 @@ __all__ = [
     "GriffinRecurrent",
     "GriffinRecurrentState",
     "H3State",
+    "HGRN2State",
+    "HGRNState",
     "Hyena",
     "HyenaState",
     "Jordan",
@@ -200,6 +208,8 @@ __all__ = [
     "MirasLayer",
     "MirasLayerState",
     "Moneta",
+    "NGramHead",
+    "NGramHeadState",
     "NTMState",
     "NormalizedAttention",
     "NormalizedAttentionState",
@@ -274,6 +284,8 @@ __all__ = [
     "gsa",
     "gss",
     "h3",
+    "hgrn",
+    "hgrn2",
     "hyena",
     "hyena_filters",
     "jordan",
@@ -295,6 +307,9 @@ __all__ = [
     "mega_bidirectional",
     "miras_layer",
     "mlstm",
+    "ngram_head",
+    "ngram_mean",
+    "ngram_weights",
     "normalized_attention",
     "ntm",
     "paragru",

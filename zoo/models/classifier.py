@@ -93,7 +93,8 @@ class SequenceClassifier(nn.Module):
         fields = ("dim", "pattern", "depth", "mlp", "mlp_dim", "norm", "norm_eps", "norm_axis", "norm_position",
                   "final_norm", "dropout", "remat", "dtype")  # fmt: skip
         stack = Stack(**{f: getattr(self, f) for f in fields}, name="stack")
-        x, _ = stack(x, reset=reset, deterministic=deterministic)
+        tokens = None if self.vocab_size is None else inputs
+        x, _ = stack(x, reset=reset, tokens=tokens, deterministic=deterministic)
         y = pool(x, valid, self.pooling)
         if self.num_outputs is not None:
             y = nn.Dense(self.num_outputs, dtype=self.dtype, name="head")(y)

@@ -47,6 +47,7 @@ class LanguageModel(nn.Module):
       tie_embeddings: output matrix = embedding matrix transposed.
       embedding_scale: factor on the embeddings; None: sqrt(D), for a table drawn with standard deviation 1 / sqrt(D).
       embedding_norm: embeddings and position signal go through a norm before the first layer.
+      embedding_dropout: rate on what the first layer reads; None: as ``dropout``.
       logit_cap: logits z become cap tanh(z / cap); None: they stay.
       dtype: compute dtype; logits are at least float32.
     """
@@ -69,6 +70,7 @@ class LanguageModel(nn.Module):
     tie_embeddings: bool = False
     embedding_scale: float | None = None
     embedding_norm: bool = False
+    embedding_dropout: float | None = None
     logit_cap: float | None = None
     dtype: str = "float32"
 
@@ -125,8 +127,10 @@ class LanguageModel(nn.Module):
         stack = self.stack("stack")
         if not stack.keeps_state:
             raise ValueError("a language model needs causal mixers, but the pattern has one that sees the future")
-        x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
-        x, layers = stack(x, None if state is None else state.layers, reset=reset, deterministic=deterministic)
+        rate = self.dropout if self.embedding_dropout is None else self.embedding_dropout
+        x = nn.Dropout(rate, deterministic=deterministic)(x)
+        layers = None if state is None else state.layers
+        x, layers = stack(x, layers, reset=reset, tokens=tokens, deterministic=deterministic)
         if self.tie_embeddings:
             logits = x @ embedding.T.astype(x.dtype)
         else:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from zoo.checks import check_choice, check_divides, check_positive
 from zoo.layers.attention import grouped_attention
@@ -47,7 +47,7 @@ class Block(nn.Module):
     post: norm(x + mixer(x)), then norm(x + mlp(x)).
 
     A mixer whose class says ``normalises_input = True`` has the norm inside and gets x itself in the pre form (MEGA needs
-    both).
+    both). One that says ``reads_tokens = True`` is given ``tokens`` besides x (n-gram heads match them).
 
     Attributes:
       mixer: registered name, or mapping with "name" and options.
@@ -86,6 +86,7 @@ class Block(nn.Module):
         reset: Bool[Array, "B T"] | None = None,
         memory: Float[Array, "B S D"] | None = None,
         memory_mask: Bool[Array, "B S"] | None = None,
+        tokens: Int[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B T D"], Any]:
         check_choice("norm_position", self.norm_position, ("pre", "post"))
@@ -104,7 +105,8 @@ class Block(nn.Module):
         mixer = make_mixer(self.mixer, self.dim, self.dtype, name="mixer")
         scale = self.param("residual_scale", nn.initializers.ones, ()) if self.residual_scale else None
         inside = pre and getattr(mixer, "normalises_input", False)
-        x, state = residual(x, lambda h: mixer(h, state, reset=reset), "mixer_norm", scale, inside)
+        beside = {"tokens": tokens} if getattr(mixer, "reads_tokens", False) else {}
+        x, state = residual(x, lambda h: mixer(h, state, reset=reset, **beside), "mixer_norm", scale, inside)
         if self.cross_heads:
             cross = CrossAttention(self.dim, self.cross_heads, self.dtype, name="cross")
             x, _ = residual(x, lambda h: (cross(h, memory, memory_mask), None), "cross_norm")
@@ -162,14 +164,14 @@ class _Unit(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x, state, reset, memory, memory_mask, deterministic):
-        block = nn.remat(Block, static_argnums=(6,)) if self.remat else Block
+    def __call__(self, x, state, reset, memory, memory_mask, tokens, deterministic):
+        block = nn.remat(Block, static_argnums=(7,)) if self.remat else Block
         states = []
         for i, ((mixer, mlp), length) in enumerate(runs(self.layers)):
             run_state = None if state is None else state[i]
             make = block if length == 1 else _scan(block, length)
             x, new = make(mixer=mixer, mlp=mlp, name=f"run_{i}", **self.options)(
-                x, run_state, reset, memory, memory_mask, deterministic
+                x, run_state, reset, memory, memory_mask, tokens, deterministic
             )
             states.append(new)
         return x, tuple(states)
@@ -181,7 +183,7 @@ def _scan(module: type, length: int) -> type:
         module,
         variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0, "diagnostics": 0, "losses": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, *(nn.broadcast,) * 4),
+        in_axes=(0, *(nn.broadcast,) * 5),
         out_axes=0,
         length=length,
     )
@@ -286,6 +288,7 @@ class Stack(nn.Module):
         reset: Bool[Array, "B T"] | None = None,
         memory: Float[Array, "B S D"] | None = None,
         memory_mask: Bool[Array, "B S"] | None = None,
+        tokens: Int[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B T D"], Any]:
         check_choice("norm", self.norm, NORMS)
@@ -296,7 +299,7 @@ class Stack(nn.Module):
                  "dropout", "dtype")  # fmt: skip
         options = {f: getattr(self, f) for f in names}
         layers = _scan(_Unit, count)(layers=unit, options=options, remat=self.remat, name="layers")
-        x, state = layers(x, state, reset, memory, memory_mask, deterministic)
+        x, state = layers(x, state, reset, memory, memory_mask, tokens, deterministic)
         if self.final_norm:
             x = make_norm(
                 self.norm, eps=self.norm_eps, name="final_norm", deterministic=deterministic, axis_name=self.norm_axis

@@ -25,6 +25,8 @@
       miras_state, miras_step, miras_read, miras_weights  ... begin, one pair, one query, the weights
       matrix_memory, vector_memory  ... the two memories that need no layers
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
+    forward_backward           sums over the paths of a hidden Markov model, in logarithms
+      log_matmul               ... the matrix product of these sums
     softmax_scan               softmax attention of a fixed query over every prefix
       softmax_pool             ... over all steps only, block by block
       softmax_prefix_statistics  ... maximum, denominator and numerator of every prefix
@@ -95,6 +97,7 @@ from zoo.scans.flashrnn import cell_counts, flashrnn, register_cell
 from zoo.scans.halting import Halting, adaptive_halting
 from zoo.scans.krylov import impulse_factors, impulse_response, krylov, krylov_and_power, merge_factors
 from zoo.scans.linear import linear_scan
+from zoo.scans.log_semiring import forward_backward, log_matmul
 from zoo.scans.newton import (
     NonConvergenceError,
     SolveDiagnostics,
@@ -138,6 +141,7 @@ __all__ = [
     "fft_convolution",
     "flashrnn",
     "flatten_steps",
+    "forward_backward",
     "fused_newton",
     "gate_kernels",
     "gate_products",
@@ -150,6 +154,7 @@ __all__ = [
     "linear_attention",
     "linear_attention_step",
     "linear_scan",
+    "log_matmul",
     "lyapunov_exponent",
     "matmul",
     "matrix_memory",

@@ -42,6 +42,16 @@ from zoo.tasks.parallel_text import ParallelText
 from zoo.tasks.passkey import PasskeyStream, passkey_accuracy, passkey_prompt
 from zoo.tasks.pointer_chasing import ChainRoot, Hop
 from zoo.tasks.recall import Adding, CopyMemory, DelayedRecall, Parity, TemporalOrder
+from zoo.tasks.regbench import (
+    AutomatonSampler,
+    RegBench,
+    dfa_accuracy,
+    l1_distance,
+    next_symbol_distribution,
+    total_variation,
+    truth_cross_entropy,
+    truth_divergence,
+)
 from zoo.tasks.regular_languages import BoardTracking, BracketArithmetic, ModularArithmetic
 from zoo.tasks.resampling import Resampled
 from zoo.tasks.reversal import Reversal
@@ -58,6 +68,7 @@ __all__ = [
     "Agreement",
     "Algorithmic",
     "AssociativeRecall",
+    "AutomatonSampler",
     "Babi",
     "Batch",
     "Battery",
@@ -104,6 +115,7 @@ __all__ = [
     "Pathfinder",
     "PointMass",
     "RecallQuestion",
+    "RegBench",
     "Resampled",
     "Reversal",
     "SelectiveCopying",
@@ -123,15 +135,18 @@ __all__ = [
     "bleu",
     "contains",
     "cut_context",
+    "dfa_accuracy",
     "edit_distance",
     "error_rate",
     "group",
+    "l1_distance",
     "load_recall",
     "load_tokens",
     "long_documents",
     "mask_prefix",
     "needle_accuracy",
     "needle_prompt",
+    "next_symbol_distribution",
     "normalised_return",
     "normalized_squared_error",
     "passkey_accuracy",
@@ -142,5 +157,8 @@ __all__ = [
     "recall_scores",
     "sequence_scores",
     "token_f1",
+    "total_variation",
+    "truth_cross_entropy",
+    "truth_divergence",
     "word_accuracy",
 ]
