@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from zoo.tasks.base import Batch, Task
+from zoo.tasks.regbench import Truth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Battery(Task):
     """An example of each of P problems on axis 0, right-padded to the longest of them.
 
     Every problem reads tokens [T] and says a token at the steps of its mask (None: at all of them). Batch: ``inputs`` and
-    ``targets`` int32 [P, T], ``mask`` bool [P, T], False on the padding, whose tokens are 0.
+    ``targets`` int32 [P, T], ``mask`` bool [P, T], False on the padding, whose tokens are 0; ``extra`` bool [P, T, V], the
+    answers that are right: the target, or in a problem whose examples hold a ``Truth`` every token that may follow.
 
     Attributes:
       problems: tasks of tokens, without files.
@@ -30,6 +32,11 @@ class Battery(Task):
     def data(self) -> Any:
         return tuple(problem.data() for problem in self.problems)
 
+    @property
+    def vocab_size(self) -> int:
+        """The largest of the problems' vocabularies."""
+        return max(problem.vocab_size for problem in self.problems)
+
     def example(self, key: Key[Array, ""], data: Any = None) -> Batch:
         data = self.data() if data is None else data
         keys = jax.random.split(key, len(self.problems))
@@ -39,9 +46,15 @@ class Battery(Task):
         def padded(array):
             return jnp.pad(array, (0, time - len(array)))
 
+        def right(e):
+            allowed = e.extra.probs > 0 if isinstance(e.extra, Truth) else jax.nn.one_hot(e.targets, size) > 0
+            return jnp.pad(allowed, [(0, time - len(allowed)), (0, size - allowed.shape[1])])
+
+        size = self.vocab_size
         whole = [jnp.ones(len(e.inputs), bool) if e.mask is None else e.mask for e in examples]
         return Batch(
             jnp.stack([padded(e.inputs.astype(jnp.int32)) for e in examples]),
             jnp.stack([padded(e.targets.astype(jnp.int32)) for e in examples]),
             jnp.stack([padded(m) for m in whole]),
+            extra=jnp.stack([right(e) for e in examples]),
         )
