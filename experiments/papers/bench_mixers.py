@@ -105,10 +105,10 @@ class Config:
 
     mixers: tuple[str, ...] = ("lstm", "mamba2", "deltaproduct", "attention")
     problems: tuple[str, ...] = PROBLEMS
-    time: int = 32
+    time: int = 16
     stretch: int = 2
     replicas: int = 3
-    parameters: int = 25_000
+    parameters: int = 12_000
     width_step: int = 8
     depth: int = 2
     test_size: int = 128

@@ -13,10 +13,12 @@ from zoo.scans import (
     BIASES,
     Miras,
     MirasGates,
+    delta_product,
     gated_delta_rule,
     linear_attention,
     linear_scan,
     matrix_memory,
+    memory_descent,
     miras_read,
     miras_scan,
     miras_state,
@@ -170,60 +172,31 @@ def test_rwkv7():
 
 
 def test_deltaproduct():
-    """n steps for every token, the decay before the first: zoo.scans.delta_product, here as n tokens of gated_delta_rule."""
+    """n steps for every token, the decay before the first."""
     steps = 3
     k = drawn(B, T, steps, H, K, seed=2)
     k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
     q, v = drawn(B, T, H, K, seed=1), drawn(B, T, steps, H, V, seed=3)
     beta, decay = 2 * gate(B, T, steps, H), gate(B, T, H, seed=1)
     y, _ = run(Miras(matrix_memory, HALF, "l2", MultiStep(steps)), (q, k, v), MirasGates(beta, decay))
-    flat = [a.reshape(B, T * steps, *a.shape[3:]) for a in (k, v, beta)]
-    logs = jnp.zeros((B, T, steps, H)).at[:, :, 0].set(jnp.log(decay)).reshape(B, T * steps, H)
-    close(y, gated_delta_rule(jnp.repeat(q, steps, axis=1), *flat, logs)[0][:, steps - 1 :: steps])
-
-
-def descended(memory, weights, q, k, v, step, chunk, decay=None, keep=None):
-    """Gradient descent of a memory by autodiff, one row and head after another."""
-
-    def read(w, x):
-        return memory(lambda name, z: z @ w[name], x)
-
-    slope = jax.jit(jax.grad(lambda w, key, value: jnp.sum((read(w, key) - value) ** 2)))
-    y = np.zeros(v.shape)
-    for b in range(B):
-        for h in range(H):
-            w = {n: a[h] for n, a in weights.items()}
-            speed = jax.tree.map(jnp.zeros_like, w)
-            for t in range(T):
-                anchor = w if t % chunk == 0 else anchor
-                g = slope(anchor, k[b, t, h], v[b, t, h])
-                speed = jax.tree.map(
-                    lambda s, g, t=t, b=b, h=h: (0 if keep is None else keep[b, t, h]) * s - step[b, t, h] * g, speed, g
-                )
-                kept = 1 if decay is None else decay[b, t, h]
-                w = jax.tree.map(lambda w, s, kept=kept: kept * w + s, w, speed)
-                y[b, t, h] = read(w, q[b, t, h])
-    return y
+    close(y, delta_product(q, k, v, beta, jnp.log(decay))[0])
 
 
 @pytest.mark.parametrize("model", ["ttt_linear", "ttt_mlp", "titans"])
 def test_memories_that_are_networks(model):
-    """TTT in chunks of three (its mini-batches), Titans one step after another.
-
-    The loop is to become zoo.scans.memory_descent (theta: step, 1 - alpha: decay, eta: momentum).
-    """
+    """TTT in chunks of three (its mini-batches), Titans one step after another."""
     q, k, v = pairs(K)
     depth = 1 if model == "ttt_linear" else 2
     memory = memory_mlp(depth, activation="silu" if model == "titans" else "gelu_tanh", residual_norm=True)
-    weights = jax.tree.map(np.float64, initial_memory(jax.random.key(0), depth, K, 2 * K, heads=H))
+    weights = jax.tree.map(jnp.float64, initial_memory(jax.random.key(0), depth, K, 2 * K, heads=H))
     step, decay, keep = (0.1 * gate(B, T, H), gate(B, T, H, seed=1), gate(B, T, H, seed=2))
     if model == "titans":
         parts = Miras(memory, "l2", "l2", Momentum())
-        gates, chunk, more = MirasGates(step, decay, keep), 1, (decay, keep)
+        gates, chunk, more = MirasGates(step, decay, keep), 1, (1 - decay, keep)
     else:
         parts, gates, chunk, more = Miras(memory), MirasGates(step), 3, ()
     y, _ = run(parts, (q, k, v), gates, weights, chunk_size=chunk)
-    close(y, descended(memory, weights, q, k, v, step, chunk, *more))
+    close(y, memory_descent(memory, weights, q, k, v, step, *more, chunk_size=chunk)[0])
 
 
 def test_softmax_attention():
@@ -313,7 +286,7 @@ def test_steps_are_the_scan():
 def test_all_biases_run_with_the_mlp():
     """Every bias through the memory MLP, its gradient against autodiff of the whole loss where there is one."""
     memory = memory_mlp(2, activation="gelu", residual_norm=True)
-    weights = jax.tree.map(np.float64, initial_memory(jax.random.key(0), 2, K, 2 * K, heads=1))
+    weights = jax.tree.map(jnp.float64, initial_memory(jax.random.key(0), 2, K, 2 * K, heads=1))
     k, v = drawn(1, 1, 1, K, seed=1), drawn(1, 1, 1, K, seed=2)
 
     def error(w):
