@@ -38,7 +38,7 @@ class Battery(Task):
         return max(problem.vocab_size for problem in self.problems)
 
     def example(self, key: Key[Array, ""], data: Any = None) -> Batch:
-        data = self.data() if data is None else data
+        data = (None,) * len(self.problems) if data is None else data
         keys = jax.random.split(key, len(self.problems))
         examples = [problem.example(k, d) for problem, k, d in zip(self.problems, keys, data)]
         time = max(len(e.inputs) for e in examples)
