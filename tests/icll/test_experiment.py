@@ -59,7 +59,7 @@ def test_the_evaluation_with_the_least_validation_loss_counts():
 
 
 def test_the_learning_curve_counts_by_examples_before():
-    data = dataclasses.replace(InContext().data, held_out=30, train=1, split="test", time=40)
+    data = dataclasses.replace(InContext().data, held_out=60, train=1, split="test", time=40)
     batch = data.every_row()
     examples, accuracy = learning_curve(batch.extra.probs, batch, data.separator)
     assert examples[0] == 0 and np.all(accuracy == 1)
