@@ -676,7 +676,8 @@ expectation maximisation: published code counts emissions with an indexed additi
 symbols at a step (``zoo.models.baum_welch`` has it as an option).
 
 The published curriculum of 200 epochs, 10 % of them warm-up, is kept; the warm-up begins at 0, not at 1e-6. Examples are
-drawn with replacement, not in epochs. Where the n-gram heads of language models stood is not known; here above the first layer.
+drawn with replacement, not in epochs. Where the n-gram heads of language models stood is not known; here above the first
+layer.
 """
 
 register(
