@@ -44,7 +44,7 @@ from zoo.models import (
     with_ngram_heads,
 )
 from zoo.tasks import AssociativeRecall, AutomatonSampler, Batch, InductionHeads, RegBench, TokenFile
-from zoo.tasks.regbench import PAD, dfa_accuracy, l1_distance, total_variation, truth_cross_entropy, truth_divergence
+from zoo.tasks.regbench import PAD, dfa_accuracy, total_variation, truth_cross_entropy, truth_divergence
 
 TASKS = ("regbench", "recall", "induction", "language")
 ATTENTION = ("transformer", "transformer+")
@@ -119,7 +119,7 @@ class InContext:
       from_share: metrics are over the positions behind this share of the row.
       predictor_names: of ``PREDICTORS``.
       baum_welch_rows, baum_welch_positions: where Baum-Welch is run.
-      probes: probe the hidden states and attention of every arm.
+      probe_rows: rows of which the hidden states of every arm are probed, and a sixth of them for attention; 0: none.
       training: but for its length, with epochs, and its rate.
       chunk: rows evaluated at once.
     """
@@ -142,7 +142,7 @@ class InContext:
     predictor_names: tuple[str, ...] = PREDICTORS
     baum_welch_rows: int = 8
     baum_welch_positions: int = 2
-    probes: bool = False
+    probe_rows: int = 0
     training: Training = Training(
         steps=400, batch_size=16, schedule="cosine", warmup=80, weight_decay=0.1, clip_norm=1.0, steps_per_call=50,
         evaluate_every=100,
@@ -217,7 +217,7 @@ class InContext:
         )  # fmt: skip
 
     def measure(self, trained: Mapping[str, Trained], key: jax.Array) -> dict[str, float]:
-        """The best runs, the predictors, distances of models to predictors, probes."""
+        """The best runs, the predictors, distances of models to predictors (half of L1), probes."""
         batch = self.held_out()["test"]
         judged = self.judged(batch)
         found: dict[str, float] = {}
@@ -238,13 +238,12 @@ class InContext:
             probs = jax.nn.softmax(_forward(run.arm.model, self.chunk)(run.params, batch.inputs))
             for predictor, other in predictions.items():
                 found[f"tvd to {predictor}/{name}"] = float(total_variation(probs, other, judged))
-                found[f"l1 to {predictor}/{name}"] = float(l1_distance(probs, other, judged))
             if fitted is not None:
                 here = probs[rows[:, None], positions]
                 found[f"tvd to baum_welch/{name}"] = float(total_variation(here, fitted))
-                found[f"l1 to baum_welch/{name}"] = float(l1_distance(here, fitted))
-            if self.probes:
-                found |= probed(name, run, batch, self.data, key)
+            if self.probe_rows:
+                few = jax.tree.map(lambda a: a[: self.probe_rows], batch)
+                found |= probed(name, run, few, self.data, key)
         for (name, size), (other, same) in itertools.product(self.points(), repeat=2):
             architecture, orders = parsed(name)
             if other == architecture and orders and size == same:
@@ -361,7 +360,10 @@ class InContext:
         table = np.array([[metrics[f"tvd to {p}/{self.key(n, size)}"] for p in columns] for n in trained_names])
         image = axes.imshow(table, cmap="viridis_r", aspect="auto")
         for (row, column), value in np.ndenumerate(table):
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white")
+            dark = value > np.mean(image.get_clim())
+            axes.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
+            )
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
         axes.set_yticks(range(len(trained_names)), trained_names)
         axes.set_title("total variation distance of models to predictors")
@@ -444,7 +446,7 @@ def learning_curve(probs: jax.Array, batch: Batch, separator: int) -> tuple[np.n
     counts = np.arange(before.max() + 1)
     mask = np.asarray(batch.mask)
     found = [hits[mask & (before == n)] for n in counts]
-    kept = [n for n in counts if len(found[n]) >= 20]
+    kept = [n for n in counts if len(found[n]) >= 100]
     return np.array(kept), np.array([found[n].mean() for n in kept])
 
 
@@ -472,10 +474,11 @@ def probed(name: str, run: Trained, batch: Batch, data: RegBench, key: jax.Array
             for probe in ("linear", "mlp"):
                 result = fit_probe(key, examples, kind=probe)
                 found[f"probe/{name}/layer {layer}/{kind}, {probe}"] = result.score
-    for layer, weights in attention_mass(run.arm.model, run.params, batch.inputs).items():
+    few = -(-len(batch.inputs) // 6)
+    for layer, weights in attention_mass(run.arm.model, run.params, batch.inputs[:few]).items():
         for order in (1, 2):
             found[f"induction/{name}/layer {layer}, {order}-gram"] = float(
-                induction_weights(weights, batch.inputs, order=order, mask=batch.mask)
+                induction_weights(weights, batch.inputs[:few], order=order, mask=batch.mask[:few])
             )
     return found
 
@@ -660,7 +663,22 @@ PAPER = Training(
 )  # fmt: skip
 TINY = Training(steps=4, batch_size=4, learning_rate=1e-3, steps_per_call=2, evaluate_every=2)
 
-NOTES = ""
+NOTES = """\
+Seeds are those of parameters and of the order of examples; the automata and their rows are the same for all.
+
+Seeds 0, 1, 2: GLA with NGH(1) and NGH(2) 0.942, 0.942, 0.943 of greedy answers right and a TVD of 0.296, 0.300, 0.292; GLA
+alone 0.665, 0.678, 0.672 and 0.512, 0.502, 0.506, which is little more than unigrams (0.628 and 0.495); the Transformer
+0.704, 0.708, 0.702 and 0.478, 0.475, 0.477: 400 steps are too few for heads of its own. The longest suffix of order 3 has
+0.952 and 0.217. Of all predictors GLA with heads is nearest to the back-off of order 3, at a TVD of 0.172, 0.174, 0.170.
+
+TVD is half of the L1 distance; published code logs L1. Baum-Welch is measured at a few positions only, by the correct
+expectation maximisation: published code counts emissions with an indexed addition that forgets all but the last of equal
+symbols at a step (``zoo.models.baum_welch`` has it as an option).
+
+The published curriculum of 200 epochs, 10 % of them warm-up, is kept; the warm-up begins at 0, not at 1e-6. Examples are
+drawn with replacement, not in epochs. Where the n-gram heads of language models stood is not known; here above the first
+layer.
+"""
 
 register(
     Experiment(
@@ -702,7 +720,7 @@ register(
                     from_share=0.0,
                     baum_welch_rows=20,
                     baum_welch_positions=5,
-                    probes=True,
+                    probe_rows=96,
                     training=PAPER,
                     chunk=50,
                 )

@@ -16,6 +16,7 @@ from experiments.papers.icll import (
     best_row,
     learning_curve,
     parsed,
+    probed,
     stand_in,
 )
 from zoo.tasks import InductionHeads
@@ -59,7 +60,7 @@ def test_the_evaluation_with_the_least_validation_loss_counts():
 
 
 def test_the_learning_curve_counts_by_examples_before():
-    data = dataclasses.replace(InContext().data, held_out=30, train=1, split="test", time=40)
+    data = dataclasses.replace(InContext().data, held_out=60, train=1, split="test", time=40)
     batch = data.every_row()
     examples, accuracy = learning_curve(batch.extra.probs, batch, data.separator)
     assert examples[0] == 0 and np.all(accuracy == 1)
@@ -102,3 +103,22 @@ def test_recall_and_induction_stand_in_the_same_shell():
         arms = Recall(arms=("gla_ngh12",), data=data, dim=8).build()
         batch = jax.eval_shape(lambda k, a=arms["gla_ngh12"]: a.task.batch(k, 2), jax.random.key(0))
         assert jax.eval_shape(arms["gla_ngh12"].init, jax.random.key(0), batch)
+
+
+@pytest.mark.slow
+def test_hidden_states_and_attention_of_an_arm_are_probed():
+    config = dataclasses.replace(
+        InContext(), arms=("transformer_ngh1",), dims=(8,), sizes=(8,),
+        data=dataclasses.replace(InContext().data, held_out=20, time=40),
+    )  # fmt: skip
+    arm = config.build()["transformer_ngh1"]
+    batch = config.held_out()["test"]
+    run = Trained(arm, arm.init(jax.random.key(0), batch), {}, [], 0.0)
+    found = probed("arm", run, batch, config.data, jax.random.key(1))
+    assert sum(key.startswith("probe/arm/layer") for key in found) == 3 * 3 * 2
+    assert {key for key in found if key.startswith("induction")} == {
+        f"induction/arm/layer {layer}, {n}-gram" for layer in (0, 2) for n in (1, 2)
+    }
+    assert all(np.isfinite(value) for value in found.values())
+    # what has followed the last token is in the output of the n-gram head, and little of it below
+    assert found["probe/arm/layer 1/seen, mlp"] > found["probe/arm/layer 0/seen, mlp"]

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from zoo.checks import check_choice, check_positive
 from zoo.tasks.base import Batch, Task
@@ -234,7 +234,7 @@ class Rows(NamedTuple):
     """What a split is made from: ``automata`` [N, S, A], and of their own rows ``tokens`` and ``states`` [N, T + 1]."""
 
     automata: Int[Array, "N S A"]
-    tokens: Int[Array, "N T"]
+    tokens: Integer[Array, "N T"]
     states: Int[Array, "N T"]
 
 
@@ -245,7 +245,7 @@ def sample_rows(
     strings: tuple[int, int],
     lengths: tuple[int, int],
     time: int,
-) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, "N T"]]:
+) -> tuple[Integer[np.ndarray, "N T"], Int[np.ndarray, "N T"]]:
     """One row for each automaton on the host, step by step for all of them at once; as ``sample_strings``, other draws."""
     rows = np.arange(len(tables))
     separator = tables.shape[2] + 1
@@ -370,7 +370,7 @@ class RegBench(Task):
             raise ValueError(f"text has {unknown[0]!r}, which is none of {characters!r}")
         return np.array([characters.index(c) for c in text], np.int32)
 
-    def decode(self, tokens: Int[np.ndarray, " T"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " T"]) -> str:
         """The text of ``tokens``, without padding at its end."""
         return "".join(self.characters()[int(t)] for t in tokens).rstrip(PAD_CHARACTER)
 
