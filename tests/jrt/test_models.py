@@ -55,7 +55,7 @@ def test_layers_of_the_published_models(name):
             for case in (
                 ("360m", "based", 363),
                 ("360m", "mamba", 358),
-                ("360m", "attention", 353),
+                ("360m", "attention", 354),
                 ("1.3b", "jrt", 1375),
             )
         ),
@@ -86,7 +86,7 @@ def test_residuals_are_float32_where_mixers_are_bfloat16():
         lambda p: model.apply(p, TOKENS, capture_intermediates=lambda m, n: n == "__call__", mutable=["intermediates"]),
         made,
     )[1]["intermediates"]["stack"]["layers"]
-    for run in shapes.values():
+    for run in (shapes[name] for name in shapes if name.startswith("run_")):
         assert run["__call__"][0][0].dtype == jnp.float32
         assert run["mixer"]["__call__"][0][0].dtype == run["mlp"]["__call__"][0].dtype == jnp.bfloat16
 
