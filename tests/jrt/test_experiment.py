@@ -58,14 +58,14 @@ def test_accuracies_by_order():
 
 @pytest.mark.parametrize("mlm", [True, False])
 def test_the_loss_of_the_language_model_is_that_of_masked_text(small, mlm):
-    config = dataclasses.replace(small, mlm=mlm)
+    config = dataclasses.replace(small, mlm=mlm, mask_rate=0.5)
     arm = config.arm("jrt")
     batch = arm.task.read(0, 0, range(4), 4)
     params = jax.jit(arm.init)(jax.random.key(0), batch)
     key = jax.random.key(1)
     value, (metrics, _) = jax.jit(arm.loss)(params, batch, key, 0, None)
     text = jnp.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1)
-    made = mask_prefix(key, text, prefix_length=4, mask_token=18, rate=0.15 if mlm else 0.0)
+    made = mask_prefix(key, text, prefix_length=4, mask_token=18, rate=0.5 if mlm else 0.0)
     log_p = jax.nn.log_softmax(jax.jit(arm.model.apply)(params, made.inputs)[0])
     picked = -jnp.take_along_axis(log_p, text[:, 1:, None], axis=2)[:, 4:].mean()
     np.testing.assert_allclose(metrics["next_token"], picked, rtol=1e-5)
