@@ -353,7 +353,7 @@ class LanguageModelling:
     def model(self, arm: str) -> Any:
         """The language model of an arm."""
         _, _, (mamba_depth, mamba_dim), (depth, dim, heads) = LM_SIZES[self.size]
-        options = {"vocab_size": self.vocab_size, "remat": True}
+        options = {"vocab_size": self.vocab_size, "tie_embeddings": True, "remat": True}
         if arm == "mamba":
             mixer = {"name": "mamba", "dtype": self.dtype}
             return zoo.LanguageModel(

@@ -57,7 +57,7 @@ def prefix(case: Any) -> Iterator[tuple[str, Any]]:
         agree(f"the {form} form", other, y)
     sizes = config["embed_dim"], heads, config["feature_dim"], length
     module = PrefixLinearAttention(*sizes, storage="symmetric", eps=config["eps"], dtype="float64")
-    variables, size = {"params": params}, min(length, x.shape[1])
+    variables, size = {"params": params}, min(max(length, 1), x.shape[1])
     part, state = module.apply(variables, x[:, :size], method="prefill")
     parts = [part]
     for t in range(size, x.shape[1]):

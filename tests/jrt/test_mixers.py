@@ -45,15 +45,13 @@ def test_parallel_forms_are_the_recurrent_ones():
         q, k, v = project_heads(wide, x, None, 0.0)
         prefix = encoder_projections(wide, x[:, :LENGTH])
         want = jnp.einsum("bthv,hvd->btd", prefix_parallel(q, k, v, *prefix), wide["output"])
-        np.testing.assert_allclose(
-            prefix_linear_attention(wide, x, prefix_length=LENGTH)[0], want, rtol=1e-10, atol=1e-12
-        )
+        layer = jax.jit(functools.partial(prefix_linear_attention, prefix_length=LENGTH))
+        np.testing.assert_allclose(layer(wide, x)[0], want, rtol=1e-10, atol=1e-12)
         reset = jnp.zeros(x.shape[:2], bool).at[1, 3].set(True)
-        for decay in (None, retention_decays(2, -3.0)):
-            for storage in ("full", "symmetric"):
-                y, _ = based_attention(q, k, v, log_decay=decay, reset=reset, storage=storage, chunk_size=4)
-                want = based_parallel(q, k, v, log_decay=decay, reset=reset)
-                np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-12)
+        for decay, storage in ((None, "full"), (retention_decays(2, -3.0), "symmetric")):
+            recurrent = functools.partial(based_attention, log_decay=decay, reset=reset, storage=storage, chunk_size=4)
+            want = based_parallel(q, k, v, log_decay=decay, reset=reset)
+            np.testing.assert_allclose(jax.jit(recurrent)(q, k, v)[0], want, rtol=1e-10, atol=1e-12)
 
 
 def test_decays_of_the_paper():
@@ -100,22 +98,21 @@ def test_rows_that_begin_and_rows_that_go_on_share_a_call():
 def test_clean_padding_is_not_there_and_reference_padding_leaks_ones():
     """Two tokens of padding in front; by the definition, in float64."""
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda p: np.float64(p), params()["params"])
-        x = np.float64(X)
-        mask = np.arange(TIME)[None] >= np.array([[2], [0]])
+        wide = jax.tree.map(lambda p: p.astype(jnp.float64), params()["params"])
+        x = X.astype(jnp.float64)
+        mask = jnp.arange(TIME)[None] >= jnp.array([[2], [0]])
+        layer = jax.jit(prefix_linear_attention, static_argnames=("prefix_length", "padding", "method"))
         q, k, v = project_heads(wide, x, None, 0.0)
         prefix_k, prefix_v = encoder_projections(wide, x[:, :LENGTH])
-        k, prefix_k = (np.where(mask[:, : a.shape[1], None, None], a, 0) for a in (k, prefix_k))
+        k, prefix_k = (jnp.where(mask[:, : a.shape[1], None, None], a, 0) for a in (k, prefix_k))
         leaking = jnp.einsum("bthv,hvd->btd", prefix_parallel(q, k, v, prefix_k, prefix_v), wide["output"])
         for padding in ("clean", "reference"):
-            y, _ = prefix_linear_attention(
-                wide, x, prefix_length=LENGTH, mask=mask, padding=padding, method="sequential"
-            )
-            np.testing.assert_allclose(y[1], prefix_linear_attention(wide, x, prefix_length=LENGTH)[0][1], rtol=1e-9)
+            y, _ = layer(wide, x, prefix_length=LENGTH, mask=mask, padding=padding, method="quadratic")
+            np.testing.assert_allclose(y[1], layer(wide, x, prefix_length=LENGTH, method="quadratic")[0][1], rtol=1e-9)
             if padding == "reference":
                 np.testing.assert_allclose(y, leaking, rtol=1e-9, atol=1e-12)
             else:  # the prefix of the padded row has two tokens
-                alone, _ = prefix_linear_attention(wide, x[:1, 2:], prefix_length=LENGTH - 2)
+                alone, _ = layer(wide, x[:1, 2:], prefix_length=LENGTH - 2, method="quadratic")
                 np.testing.assert_allclose(y[0, 2:], alone[0], rtol=1e-9, atol=1e-12)
         assert not np.allclose(y[0, 2:], alone[0], atol=1e-3)
 
@@ -166,8 +163,9 @@ def test_other_mixers_refuse_too(name, options, words, as_users_see_it):
 def test_gates_of_gla_start_near_one():
     """log sigmoid of small numbers over 16: a gate keeps about 0.957 of a channel per token."""
     mixer = zoo.create("gla", dim=DIM, heads=1, gate_rank=2)
-    made = mixer.init(jax.random.key(0), X)
-    made["params"] |= {"forget_up": jnp.zeros_like(made["params"]["forget_up"])}
-    _, first = mixer.apply(made, X[:, :1])
-    _, second = mixer.apply(made, jnp.concatenate([X[:, :1], jnp.zeros_like(X[:, :1])], axis=1))
-    np.testing.assert_allclose(second.memory, first.memory * 0.5 ** (1 / 16), rtol=1e-5)
+    made = jax.jit(mixer.init)(jax.random.key(0), X)["params"]
+    made |= {"forget_up": jnp.zeros_like(made["forget_up"])}
+    silence = jnp.concatenate([X[:, :1], jnp.zeros_like(X[:, :1])], axis=1)
+    _, state = jax.jit(mixer.apply)({"params": made}, silence)
+    k, v = (jnp.einsum("bd,dhk->bhk", X[:, 0], made[name]) for name in ("key", "value"))
+    np.testing.assert_allclose(state.memory, k[..., None] * v[:, :, None] * 0.5 ** (1 / 16), rtol=1e-4, atol=1e-6)

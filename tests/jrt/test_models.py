@@ -10,8 +10,9 @@ import pytest
 import zoo
 from experiments.papers.jrt import LanguageModelling
 from zoo.decoding import generate_padded
+from zoo.decoding.padded import _prefill
 from zoo.layers import cross_entropy, prefix_lm_loss
-from zoo.models import BASED_MODELS, LayerPlan, based_language_model, sliding_window
+from zoo.models import BASED_MODELS, LayerPlan, based_language_model, sliding_window, with_mixer_options
 from zoo.tasks import mask_prefix
 
 TINY = based_language_model(
@@ -48,20 +49,23 @@ def test_layers_of_the_published_models(name):
 @pytest.mark.parametrize(
     ("size", "arm", "millions"),
     [
-        ("360m", "jrt", 356),
-        ("360m", "based", 365),
-        ("360m", "mamba", 358),
-        ("360m", "attention", 404),
-        ("1.3b", "jrt", 1302),
+        ("360m", "jrt", 357),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("360m", "based", 363),
+                ("360m", "mamba", 358),
+                ("360m", "attention", 354),
+                ("1.3b", "jrt", 1375),
+            )
+        ),
     ],
 )
 def test_sizes_of_the_paper(size, arm, millions):
-    """Parameters of the published plans, in millions, tables of embeddings and logits included."""
+    """Millions of parameters, the tied table included: what "360m" and "1.3b" stand for."""
     model = LanguageModelling(size=size).model(arm)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    print(size, arm, count / 1e6)
-    assert count / 1e6 == pytest.approx(millions, rel=0.02)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.6)
 
 
 def test_plans_that_cannot_be_are_refused():
@@ -77,12 +81,12 @@ def test_residuals_are_float32_where_mixers_are_bfloat16():
     )
     assert model.dtype == "float32" and model.mlp["dtype"] == "bfloat16"
     assert all(spec["dtype"] == "bfloat16" for spec in model.stack().layers())
+    made = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
     shapes = jax.eval_shape(
-        lambda: model.init_with_output(
-            jax.random.key(0), TOKENS, capture_intermediates=lambda m, n: n == "__call__", mutable=["intermediates"]
-        )
+        lambda p: model.apply(p, TOKENS, capture_intermediates=lambda m, n: n == "__call__", mutable=["intermediates"]),
+        made,
     )[1]["intermediates"]["stack"]["layers"]
-    for run in shapes.values():
+    for run in (shapes[name] for name in shapes if name.startswith("run_")):
         assert run["__call__"][0][0].dtype == jnp.float32
         assert run["mixer"]["__call__"][0][0].dtype == run["mlp"]["__call__"][0].dtype == jnp.bfloat16
 
@@ -172,18 +176,12 @@ def test_masks_reach_every_prefix_layer_of_a_model():
     pattern = ({"name": "prefix_linear_attention", "heads": 2, "feature_dim": 2, "prefix_length": 6},)
     model = zoo.LanguageModel(vocab_size=13, dim=8, pattern=pattern, depth=2)
     made = jax.jit(model.init)(jax.random.key(0), TOKENS)
-    short = [3, 1, 4]
-    alone = zoo.generate(model, made, [short], max_new_tokens=4, temperature=0.0).tokens
-    # The padded prompt fills the prefix; alone, the prefix is the prompt: the same tokens.
-    padded = generate_padded(model, made, [short], max_new_tokens=4, pad_token=12)
-    np.testing.assert_array_equal(padded, alone)
-    from zoo.decoding.padded import _prefill
-    from zoo.models import with_mixer_options
-
-    tokens, real = jnp.array([[12, 12, 12, 3, 1, 4]]), jnp.array([[False] * 3 + [True] * 3])
-    _, clean = _prefill(model, made, tokens, real)
-    _, short_state = model.apply(made, jnp.array([short]))
-    np.testing.assert_allclose(clean.layers[0].memory, short_state.layers[0].memory, rtol=1e-5, atol=1e-5)
+    short, padded = jnp.array([[3, 1, 4]]), jnp.array([[12, 12, 12, 3, 1, 4]])
+    real = padded != 12
+    logits, alone = jax.jit(model.apply)(made, short)
+    token, clean = _prefill(model, made, padded, real)
+    assert int(token[0]) == int(jnp.argmax(logits[0, -1]))
+    np.testing.assert_allclose(clean.layers[0].memory, alone.layers[0].memory, rtol=1e-5, atol=1e-5)
     other, same = with_mixer_options(model, made, "prefix_linear_attention", {"padding": "reference"})
-    _, leaking = _prefill(other, same, tokens, real)
+    _, leaking = _prefill(other, same, padded, real)
     assert np.abs(leaking.layers[0].memory - clean.layers[0].memory).max() > 0.1

@@ -74,6 +74,7 @@ def based_language_model(
     feature_dim: int = 16,
     window: int = 256,
     linear: Mapping[str, Any] | None = None,
+    tie_embeddings: bool = True,
     mlp: Spec | Sequence[Spec] = "swiglu",
     dtype: str = "float32",
     **options: Any,
@@ -87,6 +88,7 @@ def based_language_model(
       feature_dim: of the linear attention.
       window: of the sliding windows; Based also has 64 and 128.
       linear: further options of the linear layers' mixer, e.g. {"storage": "symmetric"}.
+      tie_embeddings: as published.
       mlp: of every block, of inner width 2 D.
       dtype: compute dtype of mixers and MLPs; all else is float32.
       **options: further fields of ``LanguageModel``.
@@ -100,4 +102,6 @@ def based_language_model(
     )
     if isinstance(mlp, str) and mlp != "none":
         mlp = {"name": mlp, "dtype": dtype}
-    return LanguageModel(vocab_size=vocab_size, dim=dim, pattern=pattern, mlp=mlp, mlp_dim=2 * dim, **options)
+    return LanguageModel(
+        vocab_size=vocab_size, dim=dim, pattern=pattern, mlp=mlp, mlp_dim=2 * dim, tie_embeddings=tie_embeddings, **options
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from zoo.tasks.base import Batch
 
 def mask_prefix(
     key: Key[Array, ""],
-    tokens: Int[Array, "*B N+1"],
+    tokens: Int[Array, "*B L"],
     *,
     prefix_length: int,
     mask_token: int,
@@ -25,7 +25,7 @@ def mask_prefix(
 
     Args:
       key: of the draws.
-      tokens: text.
+      tokens: text, L = N + 1.
       prefix_length: M, from 0 to N.
       mask_token: what is shown instead.
       rate: share of masked tokens; 0: nothing is.

@@ -135,7 +135,7 @@ def _quadratic(q, k, v, prefix_k, prefix_v, initial, starts, feature_map):
     q, k, prefix_k = (a.astype(carried) for a in (q, k, prefix_k))
     if feature_map is not None:
         q, k, prefix_k = (feature_map(a) for a in (q, k, prefix_k))
-    v, prefix_v = (a.astype(carried).reshape(*a.shape[:2], groups, -1, values) for a in (v, prefix_v))
+    v, prefix_v = (a.astype(carried).reshape(*a.shape[:2], groups, heads // groups, values) for a in (v, prefix_v))
     document = jnp.zeros((batch, steps), jnp.int32) if starts is None else jnp.cumsum(starts, axis=1)
     together = document[:, :, None] == document[:, None]
     everywhere = jnp.ones((batch, steps, prefix_k.shape[1]), bool)
