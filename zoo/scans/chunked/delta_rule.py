@@ -318,6 +318,7 @@ def _solve(steps, k, v, beta, decay):
     return solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
 
 
+@jax.custom_jvp
 def _unit_lower_inverse(lower):
     """(1 + L)^-1 for L [..., m, m], zero on and above the diagonal.
 
@@ -348,6 +349,12 @@ def _unit_lower_inverse(lower):
         inverse = jnp.block([[first, jnp.zeros_like(first)], [corner, second]])
         width *= 2
     return inverse[..., 0, :size, :size]
+
+
+@_unit_lower_inverse.defjvp
+def _unit_lower_inverse_jvp(primals, tangents):
+    inverse = _unit_lower_inverse(*primals)
+    return inverse, -_matmul(inverse, _matmul(*tangents, inverse))
 
 
 def _chunk(steps, state, inputs):
