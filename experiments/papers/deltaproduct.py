@@ -42,7 +42,7 @@ QUICK = Training(
     steps_per_call=100,
 )  # fmt: skip
 PAPER_TRACKING = Training(
-    steps=4800, batch_size=2048, learning_rate=1e-3, schedule="cosine", weight_decay=1e-6, clip_norm=None, b2=0.999,
+    steps=4834, batch_size=2048, learning_rate=1e-3, schedule="cosine", weight_decay=1e-6, clip_norm=None, b2=0.999,
     steps_per_call=50, evaluate_every=480, checkpoint_every=480,
 )  # fmt: skip  # 100 epochs of 99,000 words
 
@@ -100,7 +100,7 @@ class Tracking:
     test_time: int = 48
     test_size: int = 512
     training: Training = QUICK
-    shorter: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"Z2": 0.25})
+    shorter: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"Z2": 0.5})
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -400,7 +400,7 @@ QUICK_RUNS = (
     ("Z2", "deltanet"),
 )
 PAPER_RUNS = tuple((group, f"deltaproduct{n}") for group in ("S3", "S4", "A5", "S5") for n in (1, 2, 3, 4)) + tuple(
-    (group, model) for group in ("S3", "S4", "A5", "S5") for model in ("deltanet", "deltaproduct2_positive", "mamba2")
+    ("S3", model) for model in ("deltanet", "deltaproduct2_positive", "gated_deltanet_negative", "mamba2")
 )
 
 
@@ -442,6 +442,15 @@ PAPER = Tracking(
 )  # fmt: skip
 
 NOTES = """\
+The one factor of deltaproduct1 is DeltaNet's with eigenvalues in [-1, 1]. It knows the parity of a permutation, a reflection,
+and guesses among the three of that parity: 1/3, where chance is 1/6. Accuracy by position is in figures/.
+
+Words grow by masking the loss: the model is causal, so this is training on shorter words. Parity trains for half the steps;
+with a quarter of them it came to 0.949 beyond the training length on seed 0, just below the threshold of 0.95, which stayed.
+
+Not here: the paper stops a run at a validation accuracy of 0.99 and reports the best of three seeds (experiments.claims runs
+three seeds and means over them); its language models begin with a standard deviation of 0.006, ours as all of the zoo's; and
+the evaluation harness of language models reads them from zoo.save_pretrained(layout="gated_deltaproduct").
 """
 
 register(

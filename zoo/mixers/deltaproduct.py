@@ -18,8 +18,8 @@ of values of width V = expand_v K (head h uses queries and keys of h // (H / G))
 
 This is gradient descent, n steps of size beta per token, on the error |S^T k - v|^2 / 2. The transition is a product of n
 matrices I - beta k k^T with eigenvalues 1 and 1 - beta: with c = 2 they include reflections, products of two are rotations,
-and every orthogonal matrix of K rows is a product of K. So one layer with n = 2 tracks a product of permutations of three
-things, which no sequence of single steps with c = 1 does. n = 1 is DeltaNet, and with the forget gate Gated DeltaNet.
+and every orthogonal matrix of K rows is a product of K. So one layer with n = 2 and c = 2 tracks products of permutations of
+three things, and not with n = 1 or c = 1. n = 1 is DeltaNet, and with the forget gate Gated DeltaNet.
 
 The recurrence is ``zoo.scans.delta_product``. Initialisation: Glorot's, uniform, times 2^-2.5; exp(A_log) uniform in
 ``a_range``, b_a as the step sizes of Mamba, at least ``dt_floor``. Gates, lengths, decays and memory are float32 whatever

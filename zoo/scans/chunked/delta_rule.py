@@ -233,15 +233,14 @@ def _product(q, k, v, beta, log_decay, initial, method, chunk_size):
         array = array.reshape(batch, -1, size * rows, *array.shape[3:])
         return jnp.transpose(array, (1, 0, 3, 4, 2, 5))
 
-    decay = jnp.zeros((batch, time, heads), carried) if log_decay is None else _bounded(log_decay.astype(carried))
-    q, decay = cut(q), cut(decay[..., None])
+    q, decay = cut(q), None if log_decay is None else cut(_bounded(log_decay.astype(carried))[..., None])
     k, v, beta = (cut(a, steps) for a in (k, v, beta[..., None]))
     if initial is None:
         state = jnp.zeros((batch, groups, share, keys, values), carried)
     else:
         state = initial.astype(carried).reshape(batch, groups, share, keys, values)
     if form == "associative":
-        state, y = _dense(state, *(a[0] for a in (q, k, v, beta, decay)))
+        state, y = _dense(state, *jax.tree.map(lambda a: a[0], (q, k, v, beta, decay)))
         y = y[None]
     elif form == "sequential":
         chunk = jax.checkpoint(functools.partial(_chunk_of_steps, steps), prevent_cse=False)
@@ -265,15 +264,16 @@ def _chunk_of_steps(steps, state, inputs):
     q, k, v, beta, decay = inputs
 
     def token(state, now):
-        q, decay, k, v, beta = now
-        state = _spread(decay) * state
+        (q, decay), k, v, beta = now
+        if decay is not None:
+            state = _spread(decay) * state
         for j in range(steps):
             key = k[..., j, :, None]
             error = v[..., j, :] - jnp.sum(key * state, axis=-2)
             state = state + key * (beta[..., j, :] * error)[..., None, :]
         return state, jnp.sum(q[..., :, None] * state, axis=-2)
 
-    now = (*(jnp.moveaxis(a, -2, 0) for a in (q, decay)), *_tokens(steps, k, v, beta))
+    now = (jax.tree.map(lambda a: jnp.moveaxis(a, -2, 0), (q, decay)), *_tokens(steps, k, v, beta))
     state, y = lax.scan(token, state, now)
     return state, jnp.moveaxis(y, 0, -2)
 
@@ -282,8 +282,10 @@ def _dense(state, q, k, v, beta, decay):
     """All tokens by an associative scan of (A_t, B_t); shapes as in ``_chunk_of_steps``, C = T."""
     keys = k.shape[-1]
     k, v, beta = _tokens(k.shape[-2] // q.shape[-2], k, v, beta)
-    q, decay = (jnp.moveaxis(a, -2, 0) for a in (q, decay))  # [T, B, G, R or 1, X]
-    transition = _spread(decay) * jnp.eye(keys, dtype=k.dtype)
+    q, decay = jax.tree.map(lambda a: jnp.moveaxis(a, -2, 0), (q, decay))  # [T, B, G, R or 1, X]
+    transition = jnp.broadcast_to(jnp.eye(keys, dtype=k.dtype), (*beta.shape[:-2], keys, keys))
+    if decay is not None:
+        transition = _spread(decay) * transition
     update = jnp.zeros((*transition.shape[:-1], v.shape[-1]), k.dtype)
     for j in range(k.shape[-2]):
         key, strength = k[..., j, :, None], beta[..., j, :, None]
@@ -316,15 +318,19 @@ def _rows(steps, array, *axes):
 def _solve(steps, k, v, beta, decay):
     """U [..., m, V] and W [..., m, K] of every chunk of m = C n rows."""
     size = k.shape[-2]
-    between, prefix = _decays(decay)
     below = jnp.tril(jnp.ones((size, size), bool), -1)
-    scores = _matmul(k, jnp.swapaxes(k, -1, -2))
-    system = jnp.where(below, beta * scores * _rows(steps, jnp.exp(between), -1, -2), 0)
-    right = jnp.concatenate([beta * v, beta * _rows(steps, jnp.exp(prefix), -2) * k], axis=-1)
+    scores, read = beta * _matmul(k, jnp.swapaxes(k, -1, -2)), beta * k
+    if decay is not None:
+        between, prefix = _decays(decay)
+        scores = scores * _rows(steps, jnp.exp(between), -1, -2)
+        read = read * _rows(steps, jnp.exp(prefix), -2)
+    system = jnp.where(below, scores, 0)
+    right = jnp.concatenate([beta * v, read], axis=-1)
     solved = _matmul(_unit_lower_inverse(system), right)
     return solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
 
 
+@jax.custom_jvp
 def _unit_lower_inverse(lower):
     """(1 + L)^-1 for L [..., m, m], zero on and above the diagonal.
 
@@ -357,15 +363,24 @@ def _unit_lower_inverse(lower):
     return inverse[..., 0, :size, :size]
 
 
+@_unit_lower_inverse.defjvp
+def _unit_lower_inverse_jvp(primals, tangents):
+    inverse = _unit_lower_inverse(*primals)
+    return inverse, -_matmul(inverse, _matmul(*tangents, inverse))
+
+
 def _chunk(steps, state, inputs):
     """A chunk as matrix products, given U and W; shapes as in ``_chunk_of_steps``."""
     q, k, written, read, decay = inputs
     size = q.shape[-2]
-    between, prefix = _decays(decay)
     seen = _rows(steps, jnp.tril(jnp.ones((size, size), bool)), -1)
     u = written - _matmul(read, state)
-    scores = _matmul(q, jnp.swapaxes(k, -1, -2)) * _rows(steps, jnp.exp(between), -1)
-    y = jnp.exp(prefix) * _matmul(q, state) + _matmul(jnp.where(seen, scores, 0), u)
-    suffix = _rows(steps, jnp.exp(jnp.swapaxes(between[..., -1:, :], -1, -2)), -2)
-    state = _spread(prefix[..., -1, :]) * state + _matmul(jnp.swapaxes(k, -1, -2), suffix * u)
-    return state, y
+    scores, before = _matmul(q, jnp.swapaxes(k, -1, -2)), _matmul(q, state)
+    left = u
+    if decay is not None:
+        between, prefix = _decays(decay)
+        scores, before = scores * _rows(steps, jnp.exp(between), -1), jnp.exp(prefix) * before
+        left = u * _rows(steps, jnp.exp(jnp.swapaxes(between[..., -1:, :], -1, -2)), -2)
+        state = _spread(prefix[..., -1, :]) * state
+    y = before + _matmul(jnp.where(seen, scores, 0), u)
+    return state + _matmul(jnp.swapaxes(k, -1, -2), left), y
