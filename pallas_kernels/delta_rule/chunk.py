@@ -94,9 +94,7 @@ def eliminate(blocks: tuple, size: int) -> tuple:
     lower = [jnp.where(below, block, 0) for block in blocks]
 
     def step(n, found):
-        factors = (
-            jnp.sum(jnp.where((column & (size - 1)) == n, block, 0), axis=1, keepdims=True) for block in lower
-        )
+        factors = (jnp.sum(jnp.where((column & (size - 1)) == n, block, 0), axis=1, keepdims=True) for block in lower)
         pivots = (jnp.sum(jnp.where((row & (size - 1)) == n, now, 0), axis=0, keepdims=True) for now in found)
         return tuple(
             now - jnp.where((row & -size) == (column & -size), factor * pivot, 0)

@@ -71,9 +71,7 @@ class _Place:
 
     def _at(self, ref, t, count, width, first):
         first = self.zero if first is None else first
-        mask = _inside(
-            [(t, count, self.steps, self.ragged), (first, width, ref.shape[3], ref.shape[3] % width != 0)]
-        )
+        mask = _inside([(t, count, self.steps, self.ragged), (first, width, ref.shape[3], ref.shape[3] % width != 0)])
         head = lax.div(self.h, self.heads // ref.shape[2])
         return ref.at[self.b, pl.ds(t, count), head, pl.ds(first, width)], mask
 
@@ -222,8 +220,8 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
       interpret: run as plain JAX.
 
     Returns:
-      (y like v, the state after the last step, kept), where kept is None or, in the storage type, M and A [B, H, chunks, C, C],
-      u like v, and the states before the chunks [B, H, chunks, K, V].
+      (y like v, the state after the last step, kept), where kept is None or, in the storage type, M and A
+      [B, H, chunks, C, C], u like v, and the states before the chunks [B, H, chunks, K, V].
     """
     batch, steps, heads, values = v.shape
     storage, keys, size = v.dtype, q.shape[-1], tiles.chunk
@@ -233,7 +231,9 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
     inverse = inverses(k, beta, log_decay, tiles, interpret=interpret)
     attention = scores(q, k, log_decay, tiles, interpret=interpret)
 
-    def kernel(q_ref, k_ref, v_ref, beta_ref, decay_ref, inverse_ref, attention_ref, initial_ref, y_ref, last_ref, *kept):
+    def kernel(
+        q_ref, k_ref, v_ref, beta_ref, decay_ref, inverse_ref, attention_ref, initial_ref, y_ref, last_ref, *kept
+    ):
         place = _Place(heads, steps, tiles.chunk)
         first = pl.program_id(1) * tiles.width
 

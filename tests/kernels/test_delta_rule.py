@@ -91,12 +91,15 @@ def test_a_key_that_repeats_stays_right(platform, beta):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_bfloat16_is_stored_but_not_accumulated(platform):
-    """Products round their operands to 8 bits; sums over time stay float32."""
+    """Products round their operands to 8 bits; sums over time stay float32.
+
+    The gradient of a log decay adds up the rounding of the 64 steps of a chunk: in the mean 8 times that of a step.
+    """
     arguments = make(1, 150, 1, 1, 8, 8, dtype=jnp.bfloat16)
     got = RUN[platform](*arguments)
     assert got[0][0].dtype == jnp.bfloat16 and got[0][1].dtype == jnp.float32
     assert [g.dtype for g in got[1]] == [a.dtype for a in arguments[:6]]
-    check(got, arguments, 2.0**-8, additions=4)
+    check(got, arguments, 2.0**-8, additions=8)
 
 
 def test_the_reference_equals_the_oracle():
