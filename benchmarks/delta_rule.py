@@ -12,7 +12,10 @@ medians of alternating runs, ``ratio`` is theirs / ours.
 """
 
 import argparse
+import functools
 import importlib
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,8 +25,9 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
-from benchmarks.cpu import alternate, row
+from benchmarks.cpu import row
 from zoo.scans import gated_delta_rule
+from zoo.scans._auto import DELTA_CHUNK
 
 LENGTHS = (256, 1024, 4096, 16384)
 CHUNKS = (16, 32, 64, 128)
@@ -99,6 +103,18 @@ def _call(function: Callable, arguments: Sequence[jax.Array], direction: str) ->
     return lambda: run(*arguments)
 
 
+def medians(calls: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
+    """Median seconds of functions that take turns; the first call of each is not counted."""
+    times: dict[Any, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 def chunked(*arguments, chunk_size: int | None = None):
     """y by the chunked form."""
     return gated_delta_rule(*arguments, method="chunked", chunk_size=chunk_size)[0]
@@ -123,9 +139,8 @@ def measure(
                 rivals["quadratic"] = _call(quadratic, arguments, direction)
             if theirs is not None:
                 rivals["fla naive chunk, torch"] = _torch_call(theirs, arguments, direction)
-            for name, rival in rivals.items():
-                seconds = alternate(ours, rival, repeats)
-                rows.append(row(f"gated_delta_rule {direction}", shape, name, *seconds))
+            seconds = medians({"": ours, **rivals}, repeats)
+            rows += [row(f"gated_delta_rule {direction}", shape, name, seconds[""], seconds[name]) for name in rivals]
     return rows
 
 
@@ -136,12 +151,13 @@ def chunks(lengths: Sequence[int] = LENGTHS, *, batch: int = 1, heads: int = 2, 
         for length in lengths:
             arguments = inputs(batch, length, heads, width)
             for direction in DIRECTIONS:
-                ours = _call(chunked, arguments, direction)
-                for size in CHUNKS:
-                    rival = _call(lambda *a, size=size: chunked(*a, chunk_size=size), arguments, direction)
-                    shape = f"B={batch} T={length} H={heads} K=V={width}"
-                    seconds = alternate(ours, rival, repeats)
-                    rows.append(row(f"gated_delta_rule {direction}", shape, f"chunks of {size}", *seconds))
+                shape = f"B={batch} T={length} H={heads} K=V={width}"
+                calls = {n: _call(functools.partial(chunked, chunk_size=n), arguments, direction) for n in CHUNKS}
+                seconds = medians(calls, repeats)
+                ours = seconds[DELTA_CHUNK]
+                rows += [
+                    row(f"gated_delta_rule {direction}", shape, f"chunks of {n}", ours, seconds[n]) for n in CHUNKS
+                ]
     return rows
 
 
@@ -162,11 +178,9 @@ def decoding(*, batch: int = 1, heads: int = 2, width: int = 64, repeats: int = 
 
         return call
 
-    first, rows = run(POSITIONS[0]), []
-    for position in POSITIONS:
-        seconds = (s / steps for s in alternate(first, run(position), repeats))
-        rows.append(row("decoding step", f"B={batch} H={heads} K=V={width}", f"at position {position}", *seconds))
-    return rows
+    seconds = {p: s / steps for p, s in medians({p: run(p) for p in POSITIONS}, repeats).items()}
+    shape = f"B={batch} H={heads} K=V={width}"
+    return [row("decoding step", shape, f"at position {p}", seconds[POSITIONS[0]], seconds[p]) for p in POSITIONS]
 
 
 def main() -> None:

@@ -331,8 +331,7 @@ def delta_rivals(case: Case, arguments: Sequence[Any]) -> dict[str, Contender]:
     name = "chunk_delta_rule" if g is None else "chunk_gated_delta_rule"
     kernel = _fla("fla.ops.delta_rule" if g is None else "fla.ops.gated_delta_rule", name)
     if kernel is not None:
-        spread = v.shape[2] // q.shape[2]
-        values = {"q": jnp.repeat(q, spread, 2), "k": jnp.repeat(k, spread, 2), "v": v, "g": g, "beta": beta}
+        values = {"q": q, "k": k, "v": v, "g": g, "beta": beta}
         values = {key: _torch(a) for key, a in values.items() if a is not None}
         rivals[f"fla {name}"] = torch_contender(
             lambda *a: kernel(**dict(zip(values, a, strict=True)), scale=1.0)[0],

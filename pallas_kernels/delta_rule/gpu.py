@@ -128,7 +128,7 @@ def inverses(k, beta, log_decay, tiles: Tiles, *, interpret):
     """
     batch, steps, heads = beta.shape
     wide = max(16, power_of_two(k.shape[-1]))
-    piece = min(wide, 64)
+    piece = min(wide, max(64, wide // 2))  # keys at a time: whole rows of them would not fit in registers
     chunks, leaf, blocks = -(-steps // tiles.chunk), chunk.LEAF, tiles.chunk // chunk.LEAF
     dot, exact = _dot(k.dtype, interpret), _dot(jnp.dtype(jnp.float32), interpret)
 
@@ -178,7 +178,7 @@ def inverses(k, beta, log_decay, tiles: Tiles, *, interpret):
         kernel,
         out_shape=jax.ShapeDtypeStruct((batch, heads, chunks, tiles.chunk, tiles.chunk), k.dtype),
         grid=(batch * heads, chunks),
-        compiler_params=gpu_params(num_warps=4, num_stages=1),
+        compiler_params=gpu_params(num_warps=2, num_stages=1),
         interpret=interpret,
         name="delta_rule_inverses",
     )(k, beta, log_decay)
@@ -220,8 +220,8 @@ def forward(q, k, v, beta, log_decay, initial, tiles: Tiles, *, keep, interpret)
       interpret: run as plain JAX.
 
     Returns:
-      (y like v, the state after the last step, kept), where kept is None or, in the storage type, M and A [B, H, chunks, C, C],
-      u like v, and the states before the chunks [B, H, chunks, K, V].
+      (y like v, the state after the last step, kept), where kept is None or, in the storage type, M and A
+      [B, H, chunks, C, C], u like v, and the states before the chunks [B, H, chunks, K, V].
     """
     batch, steps, heads, values = v.shape
     storage, keys, size = v.dtype, q.shape[-1], tiles.chunk

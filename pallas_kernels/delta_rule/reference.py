@@ -8,7 +8,7 @@ from jax import lax
 def reference(q, k, v, beta, log_decay, initial):
     """``S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - k_t exp(g_t) S_{t-1})^T`` and ``y_t = q_t S_t``.
 
-    Arguments as in ``delta_rule``, with ``log_decay`` and ``initial`` given. Reverse mode keeps the state of every 64th step.
+    Arguments as in ``delta_rule``, with ``log_decay`` and ``initial`` given. Reverse mode keeps every 64th state.
     """
     batch, steps, groups, keys = q.shape
     heads, values = v.shape[2:]

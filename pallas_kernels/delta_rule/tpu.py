@@ -136,7 +136,10 @@ def _gates(ref):
 
 
 def prepare(q, k, beta, log_decay, tiles: Tiles, *, interpret):
-    """M = (I + L)^-1 and A of every chunk, both [B H, chunks, C, C] in the storage type; arguments as in ``gpu.inverses``."""
+    """M = (I + L)^-1 and A of every chunk, both [B H, chunks, C, C] in the storage type.
+
+    Arguments as in ``gpu.inverses`` and ``gpu.scores``.
+    """
     batch, steps, heads = beta.shape
     size = tiles.chunk
     layout = _Layout(batch, steps, heads, size)

@@ -90,13 +90,31 @@ def test_a_key_that_repeats_stays_right(platform, beta):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
+def test_chunks_of_four_blocks_are_inverted(platform):
+    """Chunks as long as those of 16-bit arrays, in float32."""
+    q, k, _, beta, decay, *_ = make(1, 64, 1, 1, 4, 3, beta=2, same=True, decays=[0.0, -1e-3])
+    plan = tiles(platform, 1, 64, 4, 3, jnp.bfloat16)
+    assert plan.chunk == 64
+    if platform == "gpu":
+        got = gpu.inverses(k, beta, decay, plan, interpret=True)
+    else:
+        got = tpu.prepare(q, k, beta, decay, plan, interpret=True)[0]
+    between = np.cumsum(np.asarray(decay, float)[0, :, 0])
+    lower = 2 * np.tril(np.exp(between[:, None] - between[None]), -1)  # one key of length 1, beta = 2
+    np.testing.assert_allclose(got.reshape(64, 64), np.linalg.inv(np.eye(64) + lower), atol=4 * 64 * 2.0**-23)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_bfloat16_is_stored_but_not_accumulated(platform):
-    """Products round their operands to 8 bits; sums over time stay float32."""
+    """Products round their operands to 8 bits; sums over time stay float32.
+
+    The gradient of a log decay adds up the rounding of the 64 steps of a chunk: in the mean 8 times that of a step.
+    """
     arguments = make(1, 150, 1, 1, 8, 8, dtype=jnp.bfloat16)
     got = RUN[platform](*arguments)
     assert got[0][0].dtype == jnp.bfloat16 and got[0][1].dtype == jnp.float32
     assert [g.dtype for g in got[1]] == [a.dtype for a in arguments[:6]]
-    check(got, arguments, 2.0**-8, additions=4)
+    check(got, arguments, 2.0**-8, additions=8)
 
 
 def test_the_reference_equals_the_oracle():
