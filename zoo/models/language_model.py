@@ -121,7 +121,7 @@ class LanguageModel(nn.Module):
             x = make_norm(self.norm, eps=self.norm_eps, name="embedding_norm")(x)
         stack = self.stack("stack")
         if not stack.causal:
-            raise ValueError("a language model needs causal mixers, but the pattern has one that sees the future")
+            raise ValueError("a language model needs causal layers, but the stack has one that sees the future")
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         x, layers = stack(x, None if state is None else state.layers, reset=reset, deterministic=deterministic)
         if self.tie_embeddings:

@@ -255,8 +255,9 @@ class Stack(nn.Module):
 
     @property
     def causal(self) -> bool:
-        """Whether every mixer is causal."""
-        return all(make_mixer(spec, self.dim, self.dtype).causal for spec in set(self.layers()))
+        """Whether every mixer is causal, and no MLP looks over time."""
+        looks = any(isinstance(mlp, Mapping) and mlp.get("over_time") for _, mlp in self.blocks())
+        return not looks and all(make_mixer(spec, self.dim, self.dtype).causal for spec in set(self.layers()))
 
     @nn.compact
     def __call__(
