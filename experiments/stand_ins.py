@@ -183,6 +183,17 @@ def wikitext(folder: pathlib.Path, vocabulary: int = 267_733, tokens: int = 50_0
     return str(folder)
 
 
+def dna(folder: pathlib.Path, time: int = 512, sequences: int = 20) -> str:
+    """A data set of GenomicsBenchmarks with two classes, a few sequences each: they are read on the host, row by row."""
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("negative", "positive"):
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+            for n in range(sequences):
+                _write(folder / split / name / f"{n}.txt", ["".join(random.choice(list("ACGT"), time))])
+    return str(folder)
+
+
 def _write(path: pathlib.Path, lines: list[str]) -> str:
     path.write_text("\n".join(lines) + "\n")
     return str(path)

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Float
 
 from zoo.checks import check_choice, nearest
+from zoo.layers.einfft import EinFFT
 from zoo.layers.moe import MixtureOfExperts
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -19,7 +20,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
 }
 GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
-MLPS = (*ACTIVATIONS, *GATED, "moe", "none")
+MLPS = (*ACTIVATIONS, *GATED, "moe", "einfft", "none")
+OTHERS = {"moe": MixtureOfExperts, "einfft": EinFFT}
 
 
 class MLP(nn.Module):
@@ -59,7 +61,7 @@ def make_mlp(
 
     Args:
       spec: one of ``MLPS`` but "none", or a mapping with "name" and options of ``MLP``, or of ``MixtureOfExperts`` for
-        "moe"; options win over the other arguments.
+        "moe", ``EinFFT`` for "einfft"; options win over the other arguments.
       dim: width D.
       hidden_dim: inner width, None for the layer's default.
       dtype: compute dtype.
@@ -71,12 +73,12 @@ def make_mlp(
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     kind = options.pop("name", None)
     check_choice("mlp", kind, MLPS[:-1])
-    cls = MixtureOfExperts if kind == "moe" else MLP
+    cls = OTHERS.get(kind, MLP)
     options = {
         "dim": dim,
         "hidden_dim": hidden_dim,
         "dtype": dtype,
-        **({} if kind == "moe" else {"kind": kind}),
+        **({} if kind in OTHERS else {"kind": kind}),
         **options,
     }
     known = {f.name for f in dataclasses.fields(cls) if f.name not in ("parent", "name")}

@@ -227,7 +227,9 @@ class _Block:
         def kept(old, h, x):
             for i, new in enumerate((h, x)):
                 old = old.at[rows, i, slot].set(new.astype(old.dtype), mode="drop")
-            return old
+            # what no token will see is 0, wherever the sequence was cut
+            used = jnp.arange(self.segment) <= place[:, -1:]
+            return jnp.where(used[:, None, :, None, None], old, 0)
 
         return y, (kept(state.keys, k_h, k_x), kept(state.values, v_h, v_x))
 

@@ -49,7 +49,7 @@ def ttt_linear(
     "ttt_linear",
     variants={
         "default": {"heads": 2, "chunk_size": 4},
-        "mamba_block": {"heads": 4, "chunk_size": 5, "conv_size": 3, "gate": True, "rotary": False},
+        "mamba_block": {"heads": 2, "chunk_size": 5, "conv_size": 3, "gate": True, "rotary": False},
     },
 )
 class TTTLinear(nn.Module):

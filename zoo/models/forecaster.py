@@ -53,7 +53,7 @@ class Forecaster(nn.Module):
     positions: str = "sinusoidal"
     pattern: tuple[Spec, ...] = ("aaren",)
     depth: int | None = None
-    mlp: str = "gelu"
+    mlp: Spec = "gelu"
     mlp_dim: int | None = None
     norm: str = "layer"
     norm_position: str = "pre"

@@ -126,7 +126,7 @@ class LanguageModel(nn.Module):
             x = make_norm(self.norm, eps=self.norm_eps, name="embedding_norm")(x)
         stack = self.stack("stack")
         if not stack.keeps_state:
-            raise ValueError("a language model needs causal mixers, but the pattern has one that sees the future")
+            raise ValueError("a language model needs causal layers, but the stack has one that sees the future")
         rate = self.dropout if self.embedding_dropout is None else self.embedding_dropout
         x = nn.Dropout(rate, deterministic=deterministic)(x)
         layers = None if state is None else state.layers

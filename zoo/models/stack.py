@@ -262,8 +262,8 @@ class Stack(nn.Module):
 
     @property
     def causal(self) -> bool:
-        """Whether every mixer is causal."""
-        return all(mixer.causal for mixer in self._kinds())
+        """Whether every mixer is causal, and no MLP looks over time."""
+        return not self._looks_over_time() and all(mixer.causal for mixer in self._kinds())
 
     @property
     def prefix_length(self) -> int:
@@ -273,8 +273,11 @@ class Stack(nn.Module):
 
     @property
     def keeps_state(self) -> bool:
-        """Whether every mixer keeps a state: is causal, at least after a prefix."""
-        return all(keeps_state(mixer) for mixer in self._kinds())
+        """Whether every mixer keeps a state (is causal, at least after a prefix), and no MLP looks over time."""
+        return not self._looks_over_time() and all(keeps_state(mixer) for mixer in self._kinds())
+
+    def _looks_over_time(self) -> bool:
+        return any(isinstance(mlp, Mapping) and mlp.get("over_time") for _, mlp in self.blocks())
 
     def _kinds(self) -> list[Any]:
         return [make_mixer(spec, self.dim, self.dtype) for spec in set(self.layers())]
