@@ -215,7 +215,7 @@ def test_memories_that_are_networks(model):
     q, k, v = pairs(K)
     depth = 1 if model == "ttt_linear" else 2
     memory = memory_mlp(depth, activation="silu" if model == "titans" else "gelu_tanh", residual_norm=True)
-    weights = jax.tree.map(np.float64, initial_memory(jax.random.key(0), depth, K, 2 * K, heads=H))
+    weights = jax.tree.map(jnp.float64, initial_memory(jax.random.key(0), depth, K, 2 * K, heads=H))
     step, decay, keep = (0.1 * gate(B, T, H), gate(B, T, H, seed=1), gate(B, T, H, seed=2))
     if model == "titans":
         parts = Miras(memory, "l2", "l2", Momentum())
@@ -273,17 +273,19 @@ def test_forms_agree(name):
     reset[0, 4] = True
 
     def forms(size, reset, cut):
-        def loss(q, k, v, weights, method):
-            y, state = miras_scan(parts, q, k, v, gates, weights, chunk_size=size, reset=reset, method=method)
-            return jnp.sum(jnp.sin(y)), (y, miras_weights(parts, state))
+        def slopes(method):
+            def loss(q, k, v, weights):
+                y, state = miras_scan(parts, q, k, v, gates, weights, chunk_size=size, reset=reset, method=method)
+                return jnp.sum(jnp.sin(y)), (y, miras_weights(parts, state))
 
-        slopes = jax.grad(loss, (0, 1, 2, 3), has_aux=True)
+            return jax.grad(loss, (0, 1, 2, 3), has_aux=True)(q, k, v, weights)
+
         y, state = None, None
         for part in (slice(0, cut), slice(cut, T)):
             now = jax.tree.map(lambda a, part=part: a[:, part], (q, k, v, gates, reset))
             out, state = miras_scan(parts, *now[:4], weights, state, chunk_size=size, reset=now[4], method="chunked")
             y = out if y is None else jnp.concatenate([y, out], 1)
-        whole = [slopes(q, k, v, weights, method) for method in ("sequential", "chunked")]
+        whole = [slopes(method) for method in ("sequential", "chunked")]
         return *whole, (y, miras_weights(parts, state))
 
     one_by_one, chunked, cut = jax.jit(lambda: forms(3, jnp.asarray(reset), 5))()
@@ -313,7 +315,7 @@ def test_steps_are_the_scan():
 def test_all_biases_run_with_the_mlp():
     """Every bias through the memory MLP, its gradient against autodiff of the whole loss where there is one."""
     memory = memory_mlp(2, activation="gelu", residual_norm=True)
-    weights = jax.tree.map(np.float64, initial_memory(jax.random.key(0), 2, K, 2 * K, heads=1))
+    weights = jax.tree.map(jnp.float64, initial_memory(jax.random.key(0), 2, K, 2 * K, heads=1))
     k, v = drawn(1, 1, 1, K, seed=1), drawn(1, 1, 1, K, seed=2)
 
     def error(w):

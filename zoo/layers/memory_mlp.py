@@ -4,8 +4,8 @@
     residual_norm   M(x) = x + norm(that) * (1 + gain), norm to mean 0 and deviation 1 over the channels
 
 x [K]; W_0 [K, N], W_i [N, N], W_{L-1} [N, K], one layer: W_0 [K, K]. Weights lie in a dictionary: ``W0``, ``W1``, ...;
-``b0``, ... where there are biases; ``gain`` [K] where the norm's gain is part of the memory and is learned with it. Everything
-in front of these axes, such as [batch, heads], is free.
+``b0``, ... where there are biases; ``gain`` [K] where the norm's gain is part of the memory and is learned with it. Any
+axes may stand in front of these, such as [batch, heads].
 
 ``memory_mlp`` makes the function that ``zoo.scans.memory_descent`` and its kin take (contract: zoo/scans/chunked/memory.py);
 ``zoo.scans.apply_memory`` reads it, ``zoo.scans.token_gradients`` gives the factors h_j, delta_j of every token's gradient.

@@ -14,7 +14,8 @@
     gated_delta_rule           S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - k_t exp(g_t) S_{t-1})^T: (gated) DeltaNet
     miras_scan                 a memory that learns while it reads: any memory, attentional bias, retention, algorithm
       Miras, MirasGates, MirasState  ... these four parts by name (BIASES, RETENTIONS, ALGORITHMS); gates; state
-      miras_state, miras_step, miras_read, miras_weights  ... begin, one pair, one query, the weights
+      miras_state, miras_step, miras_read  ... begin, one pair, one query
+      miras_weights, miras_norms  ... the weights now, and the norm of what is carried for them
       matrix_memory, vector_memory  ... the two memories that need no layers
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     softmax_scan               softmax attention of a fixed query over every prefix
@@ -61,6 +62,7 @@ from zoo.scans.chunked import (
     linear_attention,
     linear_attention_step,
     matrix_memory,
+    miras_norms,
     miras_read,
     miras_scan,
     miras_state,
@@ -129,6 +131,7 @@ __all__ = [
     "matmul",
     "matrix_memory",
     "merge_factors",
+    "miras_norms",
     "miras_read",
     "miras_scan",
     "miras_state",
