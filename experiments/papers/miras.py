@@ -205,7 +205,7 @@ class Size:
     learning_rate: float
 
 
-# The paper gives no layers and width for 1.3B; these are those of models of that size with 2048 channels.
+# The paper gives no layers, width or rate for 1.3B: these are chosen here, 2048 channels as is usual at that size.
 SIZES = {
     "170m": Size(768, 12, 16, 15e9, 3e-3),
     "340m": Size(1024, 24, 16, 15e9, 1.5e-3),

@@ -246,17 +246,19 @@ def test_forms_agree(name):
     reset[0, 4] = True
 
     def forms(size, reset, cut):
-        def loss(q, k, v, weights, method):
-            y, state = miras_scan(parts, q, k, v, gates, weights, chunk_size=size, reset=reset, method=method)
-            return jnp.sum(jnp.sin(y)), (y, miras_weights(parts, state))
+        def slopes(method):
+            def loss(q, k, v, weights):
+                y, state = miras_scan(parts, q, k, v, gates, weights, chunk_size=size, reset=reset, method=method)
+                return jnp.sum(jnp.sin(y)), (y, miras_weights(parts, state))
 
-        slopes = jax.grad(loss, (0, 1, 2, 3), has_aux=True)
+            return jax.grad(loss, (0, 1, 2, 3), has_aux=True)(q, k, v, weights)
+
         y, state = None, None
         for part in (slice(0, cut), slice(cut, T)):
             now = jax.tree.map(lambda a, part=part: a[:, part], (q, k, v, gates, reset))
             out, state = miras_scan(parts, *now[:4], weights, state, chunk_size=size, reset=now[4], method="chunked")
             y = out if y is None else jnp.concatenate([y, out], 1)
-        whole = [slopes(q, k, v, weights, method) for method in ("sequential", "chunked")]
+        whole = [slopes(method) for method in ("sequential", "chunked")]
         return *whole, (y, miras_weights(parts, state))
 
     one_by_one, chunked, cut = jax.jit(lambda: forms(3, jnp.asarray(reset), 5))()

@@ -22,7 +22,8 @@
       apply_memory, token_gradients, squared_error  ... a memory read, the gradients of its tokens, its usual loss
     miras_scan                 a memory that learns while it reads: any memory, attentional bias, retention, algorithm
       Miras, MirasGates, MirasState  ... these four parts by name (BIASES, RETENTIONS, ALGORITHMS); gates; state
-      miras_state, miras_step, miras_read, miras_weights  ... begin, one pair, one query, the weights
+      miras_state, miras_step, miras_read  ... begin, one pair, one query
+      miras_weights, miras_norms  ... the weights now, and the norm of what is carried for them
       matrix_memory, vector_memory  ... the two memories that need no layers
     selective_scan             h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t, y_t = C_t h_t: Mamba
     forward_backward           sums over the paths of a hidden Markov model, in logarithms
@@ -78,6 +79,7 @@ from zoo.scans.chunked import (
     linear_attention_step,
     matrix_memory,
     memory_descent,
+    miras_norms,
     miras_read,
     miras_scan,
     miras_state,
@@ -160,6 +162,7 @@ __all__ = [
     "matrix_memory",
     "memory_descent",
     "merge_factors",
+    "miras_norms",
     "miras_read",
     "miras_scan",
     "miras_state",

@@ -61,7 +61,7 @@ class DotProduct:
     uses_threshold: ClassVar[bool] = False
 
     def slope(
-        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | float | None = None
     ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return -v
@@ -79,7 +79,7 @@ class L2:
         _check_factor(self.factor)
 
     def slope(
-        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | float | None = None
     ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return self.factor * e
@@ -100,7 +100,7 @@ class Lp:
         _check_sharpness(self.sharpness)
 
     def slope(
-        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | float | None = None
     ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return self.p * smooth_sign(e, self.sharpness) * jnp.sqrt(e * e + _SMOOTHING) ** (self.p - 1)
@@ -118,7 +118,7 @@ class L1:
         _check_sharpness(self.sharpness)
 
     def slope(
-        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | float | None = None
     ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return smooth_sign(e, self.sharpness)
@@ -140,7 +140,7 @@ class Huber:
         _check_sharpness(self.sharpness)
 
     def slope(
-        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | float | None = None
     ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         if self.form == "coordinate":
@@ -164,7 +164,7 @@ class ValueShift:
             raise ValueError(f"radius must not be negative, got {self.radius}")
 
     def slope(
-        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | None = None
+        self, e: Float[Array, "*C V"], v: Float[Array, "*C V"], threshold: Array | float | None = None
     ) -> Float[Array, "*C V"]:
         """u, see the module docstring."""
         return e + self.radius * e / _length(e)

@@ -261,6 +261,15 @@ def miras_weights(parts: Miras, state: MirasState) -> Weights:
     return {n: jnp.where(done.reshape(-1, *(1,) * (w.ndim - 1)), w, state.memory[n]) for n, w in weights.items()}
 
 
+def miras_norms(parts: Miras, state: MirasState) -> Mapping[str, Float[Array, "B H"]]:
+    """The norm of what is carried, Z, for every weight, row and head: of a memory with l_q retention |A|_q, else |Z|_2.
+
+    To watch l_q retention with: for q > 3 the weights grow without bound as |A|_q goes to 0.
+    """
+    q = getattr(parts.retention, "q", 2.0)
+    return {name: jnp.sum(jnp.abs(z) ** q, axis=tuple(range(2, z.ndim))) ** (1 / q) for name, z in state.memory.items()}
+
+
 def miras_state(parts: Miras, weights: Weights, batch: int, *, chunk_size: int = 1) -> MirasState:
     """The state before the first step.
 

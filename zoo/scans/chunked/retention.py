@@ -43,12 +43,13 @@ from jaxtyping import Array, Float
 from zoo.checks import check_choice
 
 Weight = Float[Array, "..."]
+Gate = Array | float
 FLOOR = 1e-6
 _NORM_EPS = 1e-6
 _BISECTIONS = 60
 
 
-def _rates(alpha: float | None, decay: Array | None, step: Array) -> tuple[Array | float, Array | float]:
+def _rates(alpha: float | None, decay: Gate | None, step: Gate) -> tuple[Array | float, Array | float]:
     """(a, factor of the change): the gate itself, or the global term's share."""
     if alpha is None:
         return (1.0 if decay is None else decay), 1.0
@@ -87,7 +88,7 @@ class _Linear:
     signed: ClassVar[bool] = True
     chunk: ClassVar[str] = "linear"
 
-    def update(self, z: Weight, change: Weight, decay: Array | None, step: Array) -> Weight:
+    def update(self, z: Weight, change: Weight | float, decay: Gate | None, step: Gate) -> Weight:
         """a z + change, see the module docstring."""
         a, factor = self.rates(decay, step)
         return a * z + factor * change
@@ -99,7 +100,7 @@ class NoRetention(_Linear):
 
     uses_decay: ClassVar[bool] = False
 
-    def rates(self, decay: Array | None, step: Array) -> tuple:
+    def rates(self, decay: Gate | None, step: Gate) -> tuple:
         """(a, factor of the change)."""
         return 1.0, 1.0
 
@@ -126,7 +127,7 @@ class L2Retention(_Linear):
         """Whether a gate is read."""
         return self.alpha is None
 
-    def rates(self, decay: Array | None, step: Array) -> tuple:
+    def rates(self, decay: Gate | None, step: Gate) -> tuple:
         """(a, factor of the change)."""
         return _rates(self.alpha, decay, step)
 
@@ -161,7 +162,7 @@ class LqRetention(_Linear):
         if not self.q > 1:
             raise ValueError(f"q must be above 1, got {self.q}")
 
-    def rates(self, decay: Array | None, step: Array) -> tuple:
+    def rates(self, decay: Gate | None, step: Gate) -> tuple:
         """(a, factor of the change)."""
         return _rates(None, decay, step)
 
@@ -213,7 +214,7 @@ class KLRetention:
         """Whether a gate is read."""
         return self.alpha is None
 
-    def rates(self, decay: Array | None, step: Array) -> tuple:
+    def rates(self, decay: Gate | None, step: Gate) -> tuple:
         """(a, factor of the change)."""
         return _rates(self.alpha, decay, step)
 
@@ -226,7 +227,7 @@ class KLRetention:
         """log W -> W."""
         return jnp.exp(z)
 
-    def update(self, z: Weight, change: Weight, decay: Array | None, step: Array) -> Weight:
+    def update(self, z: Weight, change: Weight | float, decay: Gate | None, step: Gate) -> Weight:
         """The exact step, which stays in logarithms."""
         a, factor = self.rates(decay, step)
         return math.log(self.c) + jax.nn.log_softmax(a * z + factor * change, axis=0)
@@ -275,7 +276,7 @@ class FDivergence:
         """Z is W."""
         return z
 
-    def update(self, z: Weight, change: Weight, decay: Array | None, step: Array) -> Weight:
+    def update(self, z: Weight, change: Weight | float, decay: Gate | None, step: Gate) -> Weight:
         """W' h(change - zeta)."""
         h, one, limit = _DIVERGENCES[self.f]
         known, moved = lax.stop_gradient((z, change))
@@ -334,7 +335,7 @@ class ElasticNet:
         """How chunks are run."""
         return "linear" if self.form == "ftrl" else "steps"
 
-    def rates(self, decay: Array | None, step: Array) -> tuple:
+    def rates(self, decay: Gate | None, step: Gate) -> tuple:
         """(a, factor of the change) of the form ftrl."""
         return 1.0, 1.0
 
@@ -348,7 +349,7 @@ class ElasticNet:
         """Z -> W."""
         return z if self.form == "proximal" else soft_threshold(z, self.threshold, self.smooth)
 
-    def update(self, z: Weight, change: Weight, decay: Array | None, step: Array) -> Weight:
+    def update(self, z: Weight, change: Weight | float, decay: Gate | None, step: Gate) -> Weight:
         """One step."""
         if self.form == "ftrl":
             return z + change
@@ -379,7 +380,7 @@ class Bregman(_Linear):
         """Whether weights may be negative."""
         return self.link == "tanh"
 
-    def rates(self, decay: Array | None, step: Array) -> tuple:
+    def rates(self, decay: Gate | None, step: Gate) -> tuple:
         """(a, factor of the change)."""
         return 1.0, 1.0
 
