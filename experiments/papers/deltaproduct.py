@@ -442,8 +442,8 @@ PAPER = Tracking(
 )  # fmt: skip
 
 NOTES = """\
-The one factor of deltaproduct1 is DeltaNet's with eigenvalues in [-1, 1]. It knows the parity of a permutation, a reflection,
-and guesses among the three of that parity: 1/3, where chance is 1/6. Accuracy by position is in figures/.
+The one factor of deltaproduct1 is DeltaNet's with eigenvalues in [-1, 1]. It knows the parity of a permutation, a
+reflection, and guesses among the three of that parity: 1/3, where chance is 1/6. Accuracy by position is in figures/.
 
 Words grow by masking the loss: the model is causal, so this is training on shorter words. Parity trains for half the steps;
 with a quarter of them it came to 0.949 beyond the training length on seed 0, just below the threshold of 0.95, which stayed.
