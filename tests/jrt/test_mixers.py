@@ -85,6 +85,15 @@ def test_prefill_then_decode_is_the_whole_and_a_mix_up_is_told():
         MIXER.apply(params(), one, last, method="prefill")
 
 
+def test_a_prefix_ends_with_the_call_that_began_it():
+    """After two tokens of four nothing goes to the encoder any more."""
+    _, short = run(MIXER, X[:, :2])
+    y, last = run(MIXER, X[:, 2:], short)
+    want, state = run(MIXER, X[:, 2:], short, method="decode")
+    np.testing.assert_allclose(y, want, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(last.memory, state.memory, rtol=1e-6, atol=1e-6)
+
+
 def test_rows_that_begin_and_rows_that_go_on_share_a_call():
     """Row 0 goes on after five tokens, row 1 begins: each as if alone."""
     _, read = run(MIXER, X[:, :5])
