@@ -35,7 +35,7 @@ def test_the_product_of_features_is_exp_to_second_order(storage):
         s = jnp.sum(q * k, axis=-1) / 6**0.5
         got = jnp.sum(taylor_features(q, storage) * taylor_features(k, storage), axis=-1)
         np.testing.assert_allclose(got, 1 + s + s**2 / 2, rtol=1e-13)
-    assert taylor_features(q, storage).shape[-1] == taylor_dim(6, storage) == {"full": 43, "symmetric": 28}[storage]
+        assert taylor_features(q, storage).shape[-1] == taylor_dim(6, storage) == {"full": 43, "symmetric": 28}[storage]
 
 
 def test_parallel_forms_are_the_recurrent_ones():
