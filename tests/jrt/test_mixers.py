@@ -35,7 +35,7 @@ def test_the_product_of_features_is_exp_to_second_order(storage):
         s = jnp.sum(q * k, axis=-1) / 6**0.5
         got = jnp.sum(taylor_features(q, storage) * taylor_features(k, storage), axis=-1)
         np.testing.assert_allclose(got, 1 + s + s**2 / 2, rtol=1e-13)
-    assert taylor_features(q, storage).shape[-1] == taylor_dim(6, storage) == {"full": 43, "symmetric": 28}[storage]
+        assert taylor_features(q, storage).shape[-1] == taylor_dim(6, storage) == {"full": 43, "symmetric": 28}[storage]
 
 
 def test_parallel_forms_are_the_recurrent_ones():
@@ -83,6 +83,15 @@ def test_prefill_then_decode_is_the_whole_and_a_mix_up_is_told():
             MIXER.apply(params(), one, nothing, method="decode")
     with pytest.raises(ValueError, match="prefill begins a document, but the state has read"):
         MIXER.apply(params(), one, last, method="prefill")
+
+
+def test_a_prefix_ends_with_the_call_that_began_it():
+    """After two tokens of four nothing goes to the encoder any more."""
+    _, short = run(MIXER, X[:, :2])
+    y, last = run(MIXER, X[:, 2:], short)
+    want, state = run(MIXER, X[:, 2:], short, method="decode")
+    np.testing.assert_allclose(y, want, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(last.memory, state.memory, rtol=1e-6, atol=1e-6)
 
 
 def test_rows_that_begin_and_rows_that_go_on_share_a_call():
