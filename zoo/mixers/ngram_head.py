@@ -48,8 +48,8 @@ from zoo.scans import linear_scan
 
 METHODS = ("auto", "quadratic", "sorted")
 LARGEST_TABLE = 2**17  # n-grams
-# "auto" sorts calls of more tokens than this. On 2 CPU cores, B = 4, D = 64 and 256, forward and backward: quadratic 1.3 and 2.8
-# ms against 2.1 and 1.8 at T = 256, 7.0 and 8.2 against 2.2 and 4.9 at T = 512. GPU and TPU: not timed.
+# "auto" sorts calls of more tokens than this. On 2 CPU cores, B = 4, D = 64 and 256, forward and backward: quadratic 1.3
+# and 2.8 ms against 2.1 and 1.8 at T = 256, 7.0 and 8.2 against 2.2 and 4.9 at T = 512. GPU and TPU: not timed.
 _SORT_ABOVE = 256
 
 
