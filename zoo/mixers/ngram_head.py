@@ -48,7 +48,9 @@ from zoo.scans import linear_scan
 
 METHODS = ("auto", "quadratic", "sorted")
 LARGEST_TABLE = 2**17  # n-grams
-_SORT_FROM = 1024  # tokens
+# "auto" sorts calls of more tokens than this. On 2 CPU cores, B = 4, D = 64 and 256, forward and backward: quadratic 1.3
+# and 2.8 ms against 2.1 and 1.8 at T = 256, 7.0 and 8.2 against 2.2 and 4.9 at T = 512. GPU and TPU: not timed.
+_SORT_ABOVE = 256
 
 
 @struct.dataclass
@@ -162,7 +164,7 @@ def _sorted_sums(x, known, position, order, pad):
 def _sums(x, known, position, order, pad, method):
     """As ``_sorted_sums``, by either form; ``known`` [B, order + T]."""
     time = position.shape[1]
-    if method == "sorted" or (method == "auto" and time > _SORT_FROM):
+    if method == "sorted" or (method == "auto" and time > _SORT_ABOVE):
         return _sorted_sums(x, known, position, order, pad)
     matches = _matches(known, jnp.zeros((), jnp.int32), position, 0, order, pad, None).astype(x.dtype)
     return jnp.einsum("bij,bjd->bid", matches, x), jnp.sum(matches, axis=-1)
