@@ -433,7 +433,7 @@ def stand_in(config: Config, folder: pathlib.Path) -> Config:
 
 
 SMOKE = Tracking(
-    (("S3", "deltaproduct2"), ("Z2", "deltanet")), dim=8, heads=2, head_dim=2, mlp_dim=8, time=4, test_time=6,
+    (("S3", "deltaproduct2"),), dim=8, heads=2, head_dim=2, mlp_dim=8, time=4, test_time=6,
     curriculum=((0.5, 2),), test_size=8, training=dataclasses.replace(QUICK, steps=4, batch_size=4, steps_per_call=2),
 )  # fmt: skip
 PAPER = Tracking(
@@ -442,8 +442,8 @@ PAPER = Tracking(
 )  # fmt: skip
 
 NOTES = """\
-The one factor of deltaproduct1 is DeltaNet's with eigenvalues in [-1, 1]. It knows the parity of a permutation, a
-reflection, and guesses among the three of that parity: 1/3, where chance is 1/6. Accuracy by position is in figures/.
+deltaproduct1 is DeltaNet with eigenvalues in [-1, 1]. On S3 it ends near 1/3, where chance is 1/6: what knowing the parity
+of the permutation, and nothing else, would give. Accuracy by position is in figures/.
 
 Words grow by masking the loss: the model is causal, so this is training on shorter words. Parity trains for half the steps;
 with a quarter of them it came to 0.949 beyond the training length on seed 0, just below the threshold of 0.95, which stayed.

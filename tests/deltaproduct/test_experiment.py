@@ -85,7 +85,7 @@ def test_runs_that_cannot_be_are_refused(options, words):
 
 
 TINY = LanguageModelling(
-    models=("deltaproduct2",), time=4, test_time=8, test_rows=2, vocab_size=11, dim=8, depth=2, head_dim=4, held_out=32,
+    models=("deltaproduct2",), time=4, test_time=8, test_rows=2, vocab_size=11, dim=8, depth=1, head_dim=4, held_out=32,
     dtype="float32",
 )  # fmt: skip
 

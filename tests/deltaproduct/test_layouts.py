@@ -102,7 +102,7 @@ def test_the_feed_forward_width_is_rounded_up_to_256():
     [
         ("delta_net", {"qk_norm": "sum"}, "qk_norm"),
         ("delta_net", {"use_beta": False}, "use_beta"),
-        ("delta_net", {"expand_k": 0.3}, "expand_k"),
+        ("delta_net", {"expand_k": 0.4}, "expand_k"),
         ("gated_deltaproduct", {"attn": {"layers": [1], "num_heads": 2}}, "attn"),
         ("gated_deltaproduct", {"num_householder": 0}, "num_householder"),
         ("gated_deltanet", {"hidden_act": "gelu"}, "hidden_act"),

@@ -83,9 +83,10 @@ def test_inputs_may_be_limited_and_words_drawn_from_a_pool():
     counts = {k: int(GroupWords("S5", limit_to=k).allowed().sum()) for k in (2, 3, 4, 5)}
     assert counts == {2: 11, 3: 31, 4: 76, 5: 120}  # 1 + C(5, k) derangements of k points each
     assert GroupWords("A5", limit_to=3).allowed().sum() == 21
-    fixed, new = (GroupWords("S3", time=8, pool=pool).batch(jax.random.key(1), 64).inputs for pool in (4, None))
+    tasks = [GroupWords("S3", time=8, pool=pool) for pool in (4, None)]
+    fixed, new = (jax.jit(lambda k, task=task: task.batch(k, 64).inputs)(jax.random.key(1)) for task in tasks)
     assert len(np.unique(fixed, axis=0)) <= 4 < len(np.unique(new, axis=0))
-    parity = GroupWords("Z2", time=20).example(jax.random.key(0))
+    parity = jax.jit(GroupWords("Z2", time=20).example)(jax.random.key(0))
     np.testing.assert_array_equal(parity.targets, np.cumsum(parity.inputs) % 2)
 
 
