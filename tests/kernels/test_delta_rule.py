@@ -91,7 +91,11 @@ def test_a_key_that_repeats_stays_right(platform, beta):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_chunks_of_four_blocks_are_inverted(platform):
-    """Chunks as long as those of 16-bit arrays, in float32."""
+    """Chunks as long as those of 16-bit arrays, in float32.
+
+    Rounding L alone changes M by M dL M: C^2 / 2 terms of random sign, each up to 2 x 2 x 2 x 2^-24, so that one standard
+    deviation is 2.8 C 2^-23. Four are allowed.
+    """
     q, k, _, beta, decay, *_ = make(1, 64, 1, 1, 4, 3, beta=2, same=True, decays=[0.0, -1e-3])
     plan = tiles(platform, 1, 64, 4, 3, jnp.bfloat16)
     assert plan.chunk == 64
@@ -101,7 +105,7 @@ def test_chunks_of_four_blocks_are_inverted(platform):
         got = tpu.prepare(q, k, beta, decay, plan, interpret=True)[0]
     between = np.cumsum(np.asarray(decay, float)[0, :, 0])
     lower = 2 * np.tril(np.exp(between[:, None] - between[None]), -1)  # one key of length 1, beta = 2
-    np.testing.assert_allclose(got.reshape(64, 64), np.linalg.inv(np.eye(64) + lower), atol=4 * 64 * 2.0**-23)
+    np.testing.assert_allclose(got.reshape(64, 64), np.linalg.inv(np.eye(64) + lower), atol=12 * 64 * 2.0**-23)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
