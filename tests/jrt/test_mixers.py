@@ -24,8 +24,12 @@ def params():
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def _run(mixer, params, x, state, *, method, **options):
+    return mixer.apply(params, x, state, method=method, **options)
+
+
 def run(mixer, x, state=None, *, method=None, **options):
-    return mixer.apply(params(), x, state, method=method, **options)
+    return _run(mixer, params(), x, state, method=method, **options)
 
 
 @pytest.mark.parametrize("storage", ["full", "symmetric"])
