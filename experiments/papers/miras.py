@@ -428,6 +428,14 @@ NOTES = """\
 Learners are one memory between trained projections that begin near the identity; the step, the decay and the threshold are
 affine in x and tanh(observed y). Keys and queries are not scaled to length 1 (x is of length 1). Learners with a matrix are
 trained for 800 steps, those with an MLP, Moneta and Memora, for 200 to stay within the quick preset's time.
+
+Normalised squared error on seeds 0, 1, 2: squared error 0.83, 0.83, 0.83; Yaad with the norm-based Huber slope 0.054, 0.055,
+0.055, with the switched one 0.081, 0.082, 0.080; the l_1 slope alone 0.083, 0.083, 0.082. Moneta and Memora learn without
+outliers, 0.50, 0.50, 0.55 and 0.43, 0.44, 0.44, and hardly with them, 0.99 and 0.92 on every seed: their biases are not
+robust, p = 3 even weighs large errors more than the square does.
+
+Common-sense tasks need an evaluation harness and are left out. Of the needle tasks the passkey is here. The rates and sizes
+of 1.3B are chosen here.
 """
 
 register(

@@ -119,7 +119,8 @@ def test_longhorn(channels):
     q, k, v = pairs()
     k = 2 * k
     beta = gate(B, T, H, V) if channels else gate(B, T, H)
-    y, state = run(Miras(matrix_memory, HALF, "none", ImplicitDescent()), (q, k, v), MirasGates(beta))
+    parts = Miras(matrix_memory, HALF, "none", ImplicitDescent())
+    y, _ = run(parts, (q, k, v), MirasGates(beta))
     step = beta / (1 + beta * jnp.sum(k**2, -1, keepdims=channels))
     if not channels:
         close(y, gated_delta_rule(q, k, v, step)[0])
@@ -127,11 +128,11 @@ def test_longhorn(channels):
     # every value channel as a head of its own
     wide = [jnp.repeat(a, V, axis=2) for a in (q, k)]
     close(y, gated_delta_rule(*wide, v.reshape(B, T, H * V, 1), step.reshape(B, T, H * V))[0].reshape(B, T, H, V))
-    before = miras_scan(
-        Miras(matrix_memory, HALF, "none", ImplicitDescent()), q[:, :-1], k[:, :-1], v[:, :-1], MirasGates(beta[:, :-1]),
-        zeros(K, V),
-    )[1].memory["W0"][0, 0]  # fmt: skip
-    now, key, value, strength = state.memory["W0"][0, 0], k[0, -1, 0], v[0, -1, 0], beta[0, -1, 0]
+    before = drawn(H, K, V, seed=5)
+    begun = miras_state(parts, {"W0": before}, B)
+    state = miras_step(parts, begun, k[:, 0], v[:, 0], MirasGates(beta[:, 0]))
+    now, before = state.memory["W0"][0, 0], before[0]
+    key, value, strength = k[0, 0, 0], v[0, 0, 0], beta[0, 0, 0]
     slope = (now - before) + jnp.outer(key, strength * (key @ now - value))  # of |W - W'|^2 / 2 + beta |W k - v|^2 / 2
     close(slope, np.zeros((K, V)))
 
@@ -303,11 +304,16 @@ def test_all_biases_run_with_the_mlp():
         "value_shift": lambda e: 0.5 * jnp.sum(e**2) + 0.1 * jnp.sqrt(jnp.sum(e**2)),
     }
     assert set(losses) == set(BIASES)
-    for name, loss in losses.items():
-        parts = Miras(memory, name)
-        gates = MirasGates(np.ones((1, 1, 1)), threshold=np.full((1, 1, 1), 9.0) if name == "huber" else None)
-        _, state = miras_scan(parts, k, k, v, gates, weights)
-        slopes = jax.grad(lambda w, loss=loss: loss(error(w)))(weights)
+    gates = {name: MirasGates(np.ones((1, 1, 1))) for name in losses}
+    gates["huber"] = gates["huber"]._replace(threshold=np.full((1, 1, 1), 9.0))
+
+    @jax.jit
+    def both(weights):
+        states = {n: miras_scan(Miras(memory, n), k, k, v, gates[n], weights)[1].memory for n in losses}
+        return states, {n: jax.grad(lambda w, n=n: losses[n](error(w)))(weights) for n in losses}
+
+    states, slopes = both(weights)
+    for name in losses:
         tolerance = 2e-3 if name == "lp" else 1e-9  # |e| and Sign(e) are smooth
-        for n, slope in slopes.items():
-            assert np.allclose(weights[n] - state.memory[n][0], slope, rtol=tolerance, atol=tolerance), name
+        for n, slope in slopes[name].items():
+            assert np.allclose(weights[n] - states[name][n][0], slope, rtol=tolerance, atol=tolerance), name

@@ -10,7 +10,7 @@ from zoo.tasks import OutlierRegression, normalized_squared_error
 
 def test_pairs_are_linear_but_for_the_outliers():
     task = OutlierRegression(dim=3, time=400)
-    batch = task.batch(jax.random.key(0), 4)
+    batch = jax.jit(lambda key: task.batch(key, 4))(jax.random.key(0))
     x, seen = np.split(np.asarray(batch.inputs), 2, axis=-1)
     assert np.allclose(np.linalg.norm(x, axis=-1), 1, atol=1e-5)
     assert np.array_equal(batch.mask[0], np.arange(400) >= 200)

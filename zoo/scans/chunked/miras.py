@@ -609,7 +609,9 @@ def _chunk(parts, size, state, q, k, v, gates, fresh, valid):
     ``fresh``: the first step begins a chunk. ``valid`` [C]: the steps that there are, a prefix.
     """
     z, momentum, anchor = state
-    weights = {n: jnp.where(fresh, parts.retention.primal(a), anchor[n]) for n, a in z.items()}
+    weights = {n: parts.retention.primal(a) for n, a in z.items()}
+    if size > 1:
+        weights = {n: jnp.where(fresh, w, anchor[n]) for n, w in weights.items()}
     decay, step, keep = _meet(parts, gates, weights, True)
 
     def where(name, a, b):
@@ -623,7 +625,7 @@ def _chunk(parts, size, state, q, k, v, gates, fresh, valid):
         change = {n: _run(where(n, keep[n], 1), c, first_momentum[n]) for n, c in change.items()}
         return {n: where(n, c, 0) for n, c in change.items()}, {n: c[-1] for n, c in change.items()}
 
-    lag = parts.retention.chunk == "lag"
+    lag = parts.retention.chunk == "lag" and size > 1
     gradients = _gradients(parts, weights, k, v, gates)
     if lag:
         head = jax.tree.map(lambda a: a[0], (gradients, decay, step, keep))
@@ -651,7 +653,7 @@ def _chunk(parts, size, state, q, k, v, gates, fresh, valid):
         states = {n: _states(parts, z[n], change[n], decay[n], step[n], valid) for n in z}
         read = {n: jax.vmap(parts.retention.primal)(s) for n, s in states.items()}
     y = apply_memory(parts.memory, read, q[:, None])[:, 0]
-    return y, {n: s[-1] for n, s in states.items()}, momentum, weights
+    return y, {n: s[-1] for n, s in states.items()}, momentum, weights if size > 1 else None
 
 
 def _column(flags, like):
