@@ -645,7 +645,11 @@ def figures(config: Config, trained: Mapping[str, Trained], metrics: Mapping[str
 
 
 def stand_in(config: Config, folder: pathlib.Path) -> Config:
-    """A short file of random tokens for the language models."""
+    """A short file of random tokens for the language models; of the training sizes the largest, as all have one program."""
+    if config.task == "regbench":
+        return dataclasses.replace(
+            config, regbench=dataclasses.replace(config.regbench, sizes=(max(config.regbench.sizes),))
+        )
     if config.task != "language" or config.language.path:
         return config
     language = config.language
@@ -692,10 +696,11 @@ register(
                     arms=("lru", "lru_ngh1"),
                     sizes=(8,),
                     dims=(8,),
+                    depths=(1,),
                     training=TINY,
                     chunk=4,
                     baum_welch_rows=0,
-                    predictor_names=("backoff2", "suffix2", "suffix3"),
+                    predictor_names=("backoff2", "suffix3"),
                     data=RegBench(
                         AutomatonSampler(symbols=4, states=(4, 4), alphabet=(4, 4)),
                         held_out=4,
