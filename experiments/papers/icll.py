@@ -645,11 +645,10 @@ def figures(config: Config, trained: Mapping[str, Trained], metrics: Mapping[str
 
 
 def stand_in(config: Config, folder: pathlib.Path) -> Config:
-    """A short file of random tokens for the language models; of the training sizes the largest, as all have one program."""
+    """A short file of random tokens for the language models; of the training sizes the least, as all have one program."""
     if config.task == "regbench":
-        return dataclasses.replace(
-            config, regbench=dataclasses.replace(config.regbench, sizes=(max(config.regbench.sizes),))
-        )
+        least = dataclasses.replace(config.regbench, sizes=(min(config.regbench.sizes),))
+        return dataclasses.replace(config, regbench=least)
     if config.task != "language" or config.language.path:
         return config
     language = config.language
