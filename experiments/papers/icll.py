@@ -645,7 +645,10 @@ def figures(config: Config, trained: Mapping[str, Trained], metrics: Mapping[str
 
 
 def stand_in(config: Config, folder: pathlib.Path) -> Config:
-    """A short file of random tokens for the language models."""
+    """A short file of random tokens for the language models; of the training sizes the least, as all have one program."""
+    if config.task == "regbench":
+        least = dataclasses.replace(config.regbench, sizes=(min(config.regbench.sizes),))
+        return dataclasses.replace(config, regbench=least)
     if config.task != "language" or config.language.path:
         return config
     language = config.language
@@ -671,6 +674,9 @@ alone 0.665, 0.678, 0.672 and 0.512, 0.502, 0.506, which is little more than uni
 0.704, 0.708, 0.702 and 0.478, 0.475, 0.477: 400 steps are too few for heads of its own. The longest suffix of order 3 has
 0.952 and 0.217. Of all predictors GLA with heads is nearest to the back-off of order 3, at a TVD of 0.172, 0.174, 0.170.
 
+With 3000 steps (seed 0 only) the Transformer with rotary positions has 0.843 and a TVD of 0.364, and is nearest to bigrams
+(0.223 from the back-off of order 2); with learned positions it fits its 800 automata, and its best evaluation has 0.694.
+
 TVD is half of the L1 distance; published code logs L1. Baum-Welch is measured at a few positions only, by the correct
 expectation maximisation: published code counts emissions with an indexed addition that forgets all but the last of equal
 symbols at a step (``zoo.models.baum_welch`` has it as an option).
@@ -692,10 +698,11 @@ register(
                     arms=("lru", "lru_ngh1"),
                     sizes=(8,),
                     dims=(8,),
+                    depths=(1,),
                     training=TINY,
                     chunk=4,
                     baum_welch_rows=0,
-                    predictor_names=("backoff2", "suffix2", "suffix3"),
+                    predictor_names=("backoff2", "suffix3"),
                     data=RegBench(
                         AutomatonSampler(symbols=4, states=(4, 4), alphabet=(4, 4)),
                         held_out=4,
