@@ -31,7 +31,8 @@ def supervised(
       forward: runs the model on a batch. Where the model has norm="batch", it is also called with ``mutable=``, to hand
         on to ``model.apply``, and then returns (outputs, renewed collections).
       objective: loss and metrics, means over the batch.
-      test: task of the final evaluation; None takes ``task`` (fresh examples).
+      test: task of the final evaluation; None takes ``task`` (fresh examples). A ``HostTask`` cannot be read from a compiled
+        evaluation: the arm then wants an ``evaluate`` and ``evaluation_data`` of the caller's (``dataclasses.replace``).
       test_size: examples in the evaluation.
     """
     test = task if test is None else test
@@ -51,7 +52,8 @@ def supervised(
         value, metrics = objective(forward(params, batch, deterministic=True, rngs=None), batch)
         return {"loss": value, **metrics}
 
-    return Arm(init, loss, task, training, evaluate, evaluation_data=test.data(), model=model, mutable=mutable)
+    data = test.data() if isinstance(test, Task) else None
+    return Arm(init, loss, task, training, evaluate, evaluation_data=data, model=model, mutable=mutable)
 
 
 def renewed_collections(model: Any) -> tuple[str, ...]:

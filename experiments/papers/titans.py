@@ -167,9 +167,9 @@ class ModelSize:
 
 
 SIZES = {
-    "170m": ModelSize(19, 768),
+    "170m": ModelSize(18, 768),
     "340m": ModelSize(22, 1024),
-    "400m": ModelSize(27, 1024),
+    "400m": ModelSize(26, 1024),
     "760m": ModelSize(23, 1536),
 }
 

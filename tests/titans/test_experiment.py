@@ -42,7 +42,7 @@ def test_every_arm_is_a_model():
     for arm in ARMS:
         if arm not in (*TITANS, *ABLATIONS, "transformer", "swa") and arm not in zoo.list("mixer"):
             continue
-        model = TINY.model(arm)
+        model = dataclasses.replace(TINY, dim=32).model(arm)
         logits, _ = jax.eval_shape(lambda m=model: m.init_with_output(jax.random.key(0), tokens)[0])
         assert logits.shape == (1, 6, 30), arm
 
@@ -74,7 +74,7 @@ def test_series_and_dna_have_a_loss_on_their_files(tmp_path):
     for task in ("series", "dna"):
         (arm,) = stand_in(dataclasses.replace(config, task=task), tmp_path / task).chosen.arms_of().values()
         if task == "series":
-            batch = arm.task.batch(jax.random.key(0), 3, arm.task.data())
+            batch = arm.task.batch(jax.random.key(0), 3, jnp.asarray(arm.task.data()))
         else:
             batch = arm.task.read(0, 0, range(3), 3)
         params = jax.jit(arm.init)(jax.random.key(0), batch)
