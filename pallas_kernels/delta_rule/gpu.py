@@ -128,7 +128,7 @@ def inverses(k, beta, log_decay, tiles: Tiles, *, interpret):
     """
     batch, steps, heads = beta.shape
     wide = max(16, power_of_two(k.shape[-1]))
-    piece = min(wide, max(64, wide // 2))  # keys at a time: whole rows of them would not fit in registers
+    piece, warps = (min(wide, 64), 2) if wide <= 128 else (32, 1)  # keys at a time: more would not fit in registers
     chunks, leaf, blocks = -(-steps // tiles.chunk), chunk.LEAF, tiles.chunk // chunk.LEAF
     dot, exact = _dot(k.dtype, interpret), _dot(jnp.dtype(jnp.float32), interpret)
 
@@ -178,7 +178,7 @@ def inverses(k, beta, log_decay, tiles: Tiles, *, interpret):
         kernel,
         out_shape=jax.ShapeDtypeStruct((batch, heads, chunks, tiles.chunk, tiles.chunk), k.dtype),
         grid=(batch * heads, chunks),
-        compiler_params=gpu_params(num_warps=2, num_stages=1),
+        compiler_params=gpu_params(num_warps=warps, num_stages=1),
         interpret=interpret,
         name="delta_rule_inverses",
     )(k, beta, log_decay)

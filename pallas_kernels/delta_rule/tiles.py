@@ -43,5 +43,5 @@ def tiles(platform: str, rows: int, steps: int, keys: int, values: int, dtype: D
     width = min(values, max(32, STATE // keys) if narrow else max(16, STATE // 2 // keys))
     while width > 16 and rows * (values // width) < PROGRAMS:
         width //= 2
-    gathered = min(values, 64 if narrow else 32)
+    gathered = max(16, min(values // 2, 64 if narrow else 32))
     return Tiles(chunk, width, min(keys, 128 if narrow else 64), gathered, 8 if keys * width > STATE else 4)
