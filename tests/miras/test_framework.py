@@ -235,7 +235,11 @@ FORMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FORMS)
+# The others add a part that these, or the laws of the mixers, have with another.
+QUICKLY = ("moneta", "memora, with momentum", "elastic net")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICKLY else pytest.param(n, marks=pytest.mark.slow) for n in FORMS])
 def test_forms_agree(name):
     """Chunks side by side equal one step after another, with documents, cuts inside chunks, and gradients."""
     parts, kind = FORMS[name]

@@ -239,8 +239,9 @@ class MirasState(NamedTuple):
     """What is carried through time.
 
     Attributes:
-      memory: Z by name of the weight, [B, H, ...]; inside a chunk of a "lag" retention W. Of ``NonParametric`` the last
-        pairs: "keys" [B, H, N, K], "values" [B, H, N, V].
+      memory: Z by name of the weight, [B, H, ...]; W itself for a "lag" retention in chunks of several steps (a weight near
+        the floor is a sum of large ones, its logarithm would be mostly rounding). Of ``NonParametric`` the last pairs:
+        "keys" [B, H, N, K], "values" [B, H, N, V].
       momentum: S likewise, or None.
       anchor: weights at which the gradients of the chunk in progress are taken, None for chunks of one step.
       place: [B] int32, steps of the chunk in progress that are done; of ``NonParametric`` the tokens of the document.
@@ -254,11 +255,9 @@ class MirasState(NamedTuple):
 
 def miras_weights(parts: Miras, state: MirasState) -> Weights:
     """The weights W that the memory has now, [B, H, ...] by name."""
-    weights = {name: _by_head(parts.retention.primal)(z) for name, z in state.memory.items()}
-    if parts.retention.chunk != "lag" or state.anchor is None:
-        return weights
-    done = state.place == 0
-    return {n: jnp.where(done.reshape(-1, *(1,) * (w.ndim - 1)), w, state.memory[n]) for n, w in weights.items()}
+    if parts.retention.chunk == "lag" and state.anchor is not None:
+        return state.memory
+    return {name: _by_head(parts.retention.primal)(z) for name, z in state.memory.items()}
 
 
 def miras_norms(parts: Miras, state: MirasState) -> Mapping[str, Float[Array, "B H"]]:
@@ -288,7 +287,7 @@ def miras_state(parts: Miras, weights: Weights, batch: int, *, chunk_size: int =
         length = parts.algorithm.max_length
         kept = {n: jnp.zeros((batch, w.shape[0], length, w.shape[1]), w.dtype) for n, w in weights.items()}
         return MirasState(kept, None, None, place)
-    memory = _dual(parts, weights)
+    memory = _dual(parts, weights, chunk_size)
 
     def rows(tree):
         return {n: jnp.broadcast_to(w, (batch, *w.shape)) for n, w in tree.items()}
@@ -297,14 +296,21 @@ def miras_state(parts: Miras, weights: Weights, batch: int, *, chunk_size: int =
     return MirasState(
         rows(memory),
         momentum if isinstance(parts.algorithm, Momentum) else None,
-        None if chunk_size == 1 else rows({n: jax.vmap(parts.retention.primal)(z) for n, z in memory.items()}),
+        None if chunk_size == 1 else rows({n: weights[n].astype(z.dtype) for n, z in memory.items()}),
         place,
     )
 
 
-def _dual(parts: Miras, weights: Weights) -> Weights:
-    """Z_0 [H, ...] of W_0 [H, ...], in at least float32."""
-    return {n: _mapped_dual(parts.retention, w.astype(accumulator(w.dtype))) for n, w in weights.items()}
+def _lags(parts: Miras, size: int) -> bool:
+    """Whether chunks are run as those of a "lag" retention, which then carries W."""
+    return parts.retention.chunk == "lag" and size > 1
+
+
+def _dual(parts: Miras, weights: Weights, size: int) -> Weights:
+    """What is carried at first, [H, ...], of W_0 [H, ...], in at least float32."""
+    weights = {n: w.astype(accumulator(w.dtype)) for n, w in weights.items()}
+    duals = {n: _mapped_dual(parts.retention, w) for n, w in weights.items()}  # checks the weights, too
+    return weights if _lags(parts, size) else duals
 
 
 def _mapped_dual(retention: Any, weight: Array) -> Array:
@@ -336,7 +342,7 @@ def miras_step(
     wide = jax.tree.map(lambda a: a.astype(accumulator(a.dtype)), (k, v, gates))
     memory, momentum, anchor = step(parts, chunk_size, carried, *wide, state.place == 0)
     place = (state.place + 1) % chunk_size
-    if parts.retention.chunk == "lag" and chunk_size > 1:
+    if _lags(parts, chunk_size):
         memory = _renewed_where(parts, memory, place == 0)
     return MirasState(memory, momentum, anchor, place)
 
@@ -400,7 +406,7 @@ def miras_scan(
         return y.astype(dtype), state
     if parts.updates > 1:
         q, k, v, gates, reset = _one_by_one(parts.updates, q, k, v, gates, reset)
-    start = _dual(parts, weights)
+    start = _dual(parts, weights, chunk_size)
     one_by_one = method == "sequential" or (method == "auto" and (chunk_size == 1 or q.shape[1] == 1))
     run = _by_steps if one_by_one else _by_chunks
     y, state = run(parts, chunk_size, (q, k, v, gates), start, state, reset)
@@ -520,7 +526,8 @@ def _gradients(parts: Miras, weights: Weights, k: Array, v: Array, gates: MirasG
 def _step(parts, size, state, k, v, gates, fresh):
     """One update; ``fresh``: it begins a chunk. Returns (memory, momentum, anchor); a "lag" chunk's end is the caller's."""
     z, momentum, anchor = state
-    weights = {n: parts.retention.primal(a) for n, a in z.items()}
+    lag = _lags(parts, size)
+    weights = z if lag else {n: parts.retention.primal(a) for n, a in z.items()}
     if size > 1:
         weights = {n: jnp.where(fresh, w, anchor[n]) for n, w in weights.items()}
     row = jax.tree.map(lambda a: a[None], (k, v, gates))
@@ -529,10 +536,11 @@ def _step(parts, size, state, k, v, gates, fresh):
     change = {n: -step[n] * g for n, g in gradients.items()}
     if momentum is not None:
         change = momentum = {n: keep[n] * momentum[n] + change[n] for n in change}
-    new = {n: parts.retention.update(z[n], change[n], decay[n], step[n]) for n in z}
+    dual = _logarithms(z, fresh) if lag else z
+    new = {n: parts.retention.update(dual[n], change[n], decay[n], step[n]) for n in z}
     if size == 1:
         return new, momentum, None
-    if parts.retention.chunk == "lag":
+    if lag:
         first = {n: parts.retention.primal(a) for n, a in new.items()}
         rates = {n: parts.retention.rates(decay[n], step[n]) for n in z}
         linear = {n: rates[n][0] * z[n] + rates[n][1] * change[n] for n in z}
@@ -541,15 +549,20 @@ def _step(parts, size, state, k, v, gates, fresh):
     return new, momentum, weights
 
 
+def _logarithms(weights, fresh):
+    """log W where a chunk begins; inside one W may be negative, and its logarithm is not used."""
+    return {n: jnp.log(jnp.where(fresh, w, 1)) for n, w in weights.items()}
+
+
 def _read_weights(parts, size, z):
     """The weights that are read right after a step, before a "lag" chunk's end; ``z`` as ``_step`` returns it."""
-    if parts.retention.chunk == "lag" and size > 1:
+    if _lags(parts, size):
         return z
     return {n: parts.retention.primal(a) for n, a in z.items()}
 
 
 def _renewed_where(parts, memory, done):
-    """At the end of a "lag" chunk: the dual of the weights, for the rows [B] that are ``done``."""
+    """At the end of a "lag" chunk: weights on the simplex again, for the rows [B] that are ``done``."""
     renewed = {n: _by_head(parts.retention.renewed)(w) for n, w in memory.items()}
     return {n: jnp.where(done.reshape(-1, *(1,) * (w.ndim - 1)), renewed[n], w) for n, w in memory.items()}
 
@@ -580,7 +593,7 @@ def _by_steps(parts, size, inputs, start, state, reset):
         read = _by_head(lambda z: _read_weights(parts, size, z))(memory)
         y = apply_memory(parts.memory, read, q[:, :, None])[:, :, 0]
         place = (carry.place + 1) % size
-        if parts.retention.chunk == "lag" and size > 1:
+        if _lags(parts, size):
             memory = _renewed_where(parts, memory, place == 0)
         return MirasState(memory, momentum, anchor, place), y
 
@@ -609,7 +622,8 @@ def _chunk(parts, size, state, q, k, v, gates, fresh, valid):
     ``fresh``: the first step begins a chunk. ``valid`` [C]: the steps that there are, a prefix.
     """
     z, momentum, anchor = state
-    weights = {n: parts.retention.primal(a) for n, a in z.items()}
+    lag = _lags(parts, size)
+    weights = z if lag else {n: parts.retention.primal(a) for n, a in z.items()}
     if size > 1:
         weights = {n: jnp.where(fresh, w, anchor[n]) for n, w in weights.items()}
     decay, step, keep = _meet(parts, gates, weights, True)
@@ -625,14 +639,14 @@ def _chunk(parts, size, state, q, k, v, gates, fresh, valid):
         change = {n: _run(where(n, keep[n], 1), c, first_momentum[n]) for n, c in change.items()}
         return {n: where(n, c, 0) for n, c in change.items()}, {n: c[-1] for n, c in change.items()}
 
-    lag = parts.retention.chunk == "lag" and size > 1
     gradients = _gradients(parts, weights, k, v, gates)
     if lag:
         head = jax.tree.map(lambda a: a[0], (gradients, decay, step, keep))
         change = {n: -head[2][n] * g for n, g in head[0].items()}
         if momentum is not None:
             change = {n: head[3][n] * momentum[n] + c for n, c in change.items()}
-        exact = {n: parts.retention.update(z[n], c, head[1][n], head[2][n]) for n, c in change.items()}
+        dual = _logarithms(z, fresh)
+        exact = {n: parts.retention.update(dual[n], c, head[1][n], head[2][n]) for n, c in change.items()}
         first = {n: parts.retention.primal(a) for n, a in exact.items()}
         weights = {n: jnp.where(fresh, first[n], w) for n, w in weights.items()}
         running = {n: jnp.where(fresh, first[n], z[n]) for n in z}
@@ -718,7 +732,7 @@ def _by_chunks(parts, size, inputs, start, state, reset):
         one = jax.vmap(one, (None, None, 0, 0, 0, 0, 0, 0, 0))
         y, *carried = one(parts, size, carried, *part, place == 0, valid)
         place = (place + stop - first) % size
-        if parts.retention.chunk == "lag" and size > 1:
+        if _lags(parts, size):
             carried[0] = _renewed_where(parts, carried[0], place == 0)
         new = MirasState(*carried, place)
         kept = jax.tree.map(lambda a, b: jnp.where(there.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, state)

@@ -233,9 +233,9 @@ class KLRetention:
         return math.log(self.c) + jax.nn.log_softmax(a * z + factor * change, axis=0)
 
     def renewed(self, weight: Weight) -> Weight:
-        """The dual of weights that a linear recurrence may have led off the simplex."""
+        """Positive weights with the sum c, of weights that a linear recurrence may have led off the simplex."""
         kept = jnp.maximum(weight, FLOOR)
-        return jnp.log(kept) + math.log(self.c) - jnp.log(jnp.sum(kept, axis=0, keepdims=True))
+        return self.c * kept / jnp.sum(kept, axis=0, keepdims=True)
 
 
 # Inverse h of f', the argument at which h is 1, and the argument from which h is infinite (None: nowhere).
