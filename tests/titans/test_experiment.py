@@ -31,7 +31,7 @@ def test_the_paper_preset_trains_on_fifteen_billion_tokens():
 
 
 TINY = dataclasses.replace(
-    PAPER.language, dim=8, depth=1, vocab_size=30, time=8, held_out=100, validation_rows=2, dtype="float32",
+    PAPER.language, dim=32, depth=1, vocab_size=30, time=8, held_out=100, validation_rows=2, dtype="float32",
     layer=Layer(chunk_size=4, persistent=1, window=4, segment=4, context=8, state_dim=4),
     training=Training(steps=1, batch_size=2),
 )  # fmt: skip
@@ -74,7 +74,7 @@ def test_series_and_dna_have_a_loss_on_their_files(tmp_path):
     for task in ("series", "dna"):
         (arm,) = stand_in(dataclasses.replace(config, task=task), tmp_path / task).chosen.arms_of().values()
         if task == "series":
-            batch = arm.task.batch(jax.random.key(0), 3, arm.task.data())
+            batch = arm.task.batch(jax.random.key(0), 3, jnp.asarray(arm.task.data()))
         else:
             batch = arm.task.read(0, 0, range(3), 3)
         params = jax.jit(arm.init)(jax.random.key(0), batch)
