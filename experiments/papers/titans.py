@@ -460,7 +460,7 @@ def stand_in(config: Config, folder: pathlib.Path) -> Config:
 
 
 SMOKE = Needle(
-    arms=("swa", "lmm", "mag"), dim=8, mlp_dim=8, layer=Layer(chunk_size=8, persistent=1),
+    arms=("swa", "lmm"), dim=8, mlp_dim=8, layer=Layer(chunk_size=32, persistent=0),
     task=KeyValueNeedle(time=12, pairs=2), training=Training(steps=2, batch_size=4, steps_per_call=2), test_size=16,
 )  # fmt: skip
 

@@ -31,7 +31,7 @@ def test_the_paper_preset_trains_on_fifteen_billion_tokens():
 
 
 TINY = dataclasses.replace(
-    PAPER.language, dim=8, depth=1, vocab_size=30, time=8, held_out=100, validation_rows=2, dtype="float32",
+    PAPER.language, dim=32, depth=1, vocab_size=30, time=8, held_out=100, validation_rows=2, dtype="float32",
     layer=Layer(chunk_size=4, persistent=1, window=4, segment=4, context=8, state_dim=4),
     training=Training(steps=1, batch_size=2),
 )  # fmt: skip

@@ -1,7 +1,5 @@
 """Needles, long stories and DNA: what the batches and prompts hold, and that answers are counted."""
 
-import re
-
 import jax
 import numpy as np
 import pytest
@@ -52,7 +50,9 @@ def test_a_prompt_has_the_needle_at_its_depth_and_asks_for_it(kind):
 
 def test_needles_found_are_counted():
     def find(prompts):
-        return [re.search(r"of \w+ is (\w+)\.", "".join(chr(c) for c in p)).group(1) for p in prompts]
+        """What stands behind the words that the prompt ends in, where they come first."""
+        texts = ["".join(chr(c) for c in prompt) for prompt in prompts]
+        return [text.split(text.rsplit("? ", 1)[1] + " ")[1].split(".")[0] for text in texts]
 
     def letters(text):
         return [ord(c) for c in text]
