@@ -83,6 +83,7 @@ def problems_of(time: int, stretch: int = 1, split: str = "train") -> dict[str, 
 
 
 PROBLEMS = tuple(problems_of(32))
+LEAST_TIME = 8  # two pairs of recall and their queries
 MOST_STRETCH = 3  # recall has 4 times as many tokens as steps of training
 
 
@@ -122,6 +123,8 @@ class Config:
         for name in ("mixers", "problems"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
+        if self.time < LEAST_TIME:
+            raise ValueError(f"time must be at least {LEAST_TIME}, got {self.time}")
         if self.stretch > MOST_STRETCH:
             raise ValueError(f"stretch must be at most {MOST_STRETCH}, got {self.stretch}")
         for problem in self.problems:

@@ -22,7 +22,7 @@ from experiments.papers.bench_mixers import (
 from zoo.analysis import count_parameters
 from zoo.tasks import Battery
 
-SMALL = Config(mixers=("gru",), problems=("parity", "s3"), time=6, parameters=1200, depth=1, replicas=2,
+SMALL = Config(mixers=("gru",), problems=("parity", "s3"), time=8, parameters=1200, depth=1, replicas=2,
                training=Training(steps=1, batch_size=4, clip_norm=1.0))  # fmt: skip
 
 
@@ -86,6 +86,7 @@ def test_a_member_trains_as_it_would_alone():
         ({"mixers": ()}, "mixers is empty"),
         ({"problems": ("parrity",)}, "parity"),
         ({"stretch": 9}, "stretch"),
+        ({"time": 7}, "time must be at least 8"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(change, words):
