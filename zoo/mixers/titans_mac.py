@@ -267,7 +267,7 @@ def initial_context(
     "titans_mac",
     variants={
         "default": {
-            "heads": 2, "segment": 4, "persistent": 2, "memory": {"heads": 2, "expansion": 1, "chunk_size": 4},
+            "heads": 2, "segment": 4, "persistent": 2, "memory": {"heads": 1, "expansion": 1, "chunk_size": 4},
         },
         "bare": {
             "heads": 2, "segment": 5, "persistent": 0, "positions": "none", "gate": "sigmoid",
