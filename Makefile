@@ -11,7 +11,7 @@ CORE := tests/scans tests/kernels tests/laws
 
 help:
 	@echo "make run        train a byte language model on the standard library's source, at most 3 minutes"
-	@echo "make test       all tests, some 20 to 25 minutes on 2 cores"
+	@echo "make test       all tests, some 30 minutes on 2 cores"
 	@echo "make test-all   also the slow ones: parity, long fault injection, ahead-of-time compilation"
 	@echo "make test-core  scans, kernels and laws only"
 	@echo "make claims     every quick experiment on seeds 0, 1, 2; verdicts to experiments/results"
