@@ -63,7 +63,9 @@ def kernel_options() -> dict[str, str | bool | None]:
 
 MATRIX_CHUNK = 32  # steps per chunk where the state is a matrix; 16 to 128 were tried on CPU, K, V 16 to 64
 
-DELTA_CHUNK = 64  # rows of keys and values in a chunk of the delta rule: the size of its triangular systems
+# Rows of keys and values in a chunk of the delta rule, the size of its triangular systems. Not settled by measurement yet
+# (python -m benchmarks.delta_rule --chunks).
+DELTA_CHUNK = 64
 
 
 def linear_form(method: str, chunk_size: int | None, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, int]:
