@@ -215,7 +215,7 @@ SIZES = {
 OURS = ("moneta", "yaad", "memora")
 HYBRIDS = ("moneta_h", "yaad_h", "memora_h")
 BASELINES = (
-    "transformer", "retnet", "mamba2", "gsa", "deltanet", "ttt", "gated_deltanet", "rwkv7", "samba", "gated_deltanet_h2"
+    "transformer", "retnet", "mamba2", "gsa", "deltanet", "ttt", "gated_deltanet", "samba", "gated_deltanet_h2"
 )  # fmt: skip
 ABLATIONS = (
     *(f"moneta_p{p}" for p in (1, 2, 3, 4)), *(f"moneta_q{q}" for q in (2, 3, 4, 5)), "moneta_l2_bias",
@@ -305,7 +305,6 @@ class LanguageModelling:
             "deltanet": ({"name": "deltanet", **headed},),
             "ttt": ({"name": "ttt_linear", **headed},),
             "gated_deltanet": (delta,),
-            "rwkv7": ({"name": "rwkv7", **headed},),
             "samba": ({"name": "mamba", **options}, near),
             "gated_deltanet_h2": (mamba2, delta, near),
         }[arm]
